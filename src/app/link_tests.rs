@@ -1,0 +1,78 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::change::{Body, Offset, RecordId, WriteResult};
+use crate::flow::RowOperation;
+use crate::ledger::testing::{catalog, row};
+use crate::log::{ChangeLog, MemoryLog, ReadLimit};
+
+fn notices(log: &MemoryLog, from: Offset) -> Vec<Notice> {
+    let page = log.read(from, ReadLimit::entries(1_000)).unwrap();
+    let bodies = page.entries().map(|entry| entry.unwrap().1.body);
+    bodies
+        .filter_map(|body| match body {
+            Body::Notice(notice) => Some(notice),
+            _ => None,
+        })
+        .collect()
+}
+
+fn backfill(side: Side, after: &str, finished: bool) -> Notice {
+    Notice::Backfill { side, mapping: MappingId(0), rows: 0, after: after.into(), finished }
+}
+
+/// That a stream is another one and what follows from it are one append: a crash cannot come in between.
+#[test]
+fn a_stream_that_is_replaced_is_read_again_as_a_whole() {
+    let log = MemoryLog::new();
+    let mut core = Core::open(Arc::new(log.reopen()), clock::system()).unwrap();
+    core.configure(&catalog(&["Phone"])).unwrap();
+    take_up(&mut core, Side::Postgres, "p").unwrap();
+    take_up(&mut core, Side::Salesforce, "s").unwrap();
+    for side in Side::BOTH {
+        core.notice(backfill(side, "", true)).unwrap();
+    }
+    core.intake(&row(Side::Salesforce, 1, 1, RowOperation::Insert, &[(0, "x"), (1, "111")])).unwrap();
+    core.commit().unwrap();
+    let write = core.plan(Side::Postgres, &[RecordId(0)], Offset(0)).unwrap().pop().unwrap();
+    core.commit().unwrap();
+    assert_eq!(take_up(&mut core, Side::Postgres, "p").unwrap().replaces, None);
+    core.commit().unwrap();
+    let tail = core.tail();
+    assert_eq!(core.open_writes(Side::Postgres).unwrap().len(), 1);
+
+    let opened = take_up(&mut core, Side::Postgres, "another").unwrap();
+    assert_eq!(opened.replaces.as_deref(), Some("p"));
+    take_up(&mut core, Side::Salesforce, "another").unwrap();
+    core.commit().unwrap();
+    let told = notices(&log, tail);
+    assert_eq!(told.iter().filter(|n| matches!(n, Notice::Gap { .. })).count(), 2, "{told:?}");
+    assert!(told.contains(&backfill(Side::Postgres, &BackfillProgress::sweep(), false)), "{told:?}");
+    assert!(told.contains(&backfill(Side::Salesforce, "sweep:", false)), "deletes are told by a sweep alone: {told:?}");
+    // The message that would have closed the write was in the stream that is gone.
+    assert!(core.open_writes(Side::Postgres).unwrap().is_empty());
+    let page = log.read(tail, ReadLimit::entries(100)).unwrap();
+    let given_up = page.entries().map(|e| e.unwrap().1.body).any(|body| {
+        matches!(body, Body::Outcome(o) if o.ticket == write.ticket && matches!(o.result, WriteResult::Abandoned { .. }))
+    });
+    assert!(given_up);
+    assert_eq!(core.plan(Side::Postgres, &[RecordId(0)], Offset(0)).unwrap().len(), 1, "it is planned anew");
+}
+
+/// However many there are, and whatever has become of the mapping of some.
+#[tokio::test]
+async fn all_records_known_in_part_are_found_again() {
+    let log = MemoryLog::new();
+    let mut core = Core::open(Arc::new(log.reopen()), clock::system()).unwrap();
+    core.configure(&catalog(&["Phone"])).unwrap();
+    core.open_stream(Side::Postgres, "p").unwrap();
+    core.open_stream(Side::Salesforce, "s").unwrap();
+    for n in 1..=10_050 {
+        core.intake(&row(Side::Salesforce, n, n, RowOperation::Update, &[(1, "111")])).unwrap();
+    }
+    core.commit().unwrap();
+    let pool = ReaderPool::start(Arc::new(log)).unwrap();
+    let known = Arc::clone(&core.meta().catalog);
+    assert_eq!(known_partial(&pool.reader(), known).await.unwrap().len(), 10_050);
+    assert!(known_partial(&pool.reader(), Arc::default()).await.unwrap().is_empty());
+}

@@ -1,0 +1,38 @@
+//! The composition root: configuration -> log -> capture -> replay -> HTTP. The only folder that knows every part.
+
+mod catalog;
+mod connect;
+mod link;
+mod supervise;
+mod timeline;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::log::ChangeLog;
+use crate::log::rocks::{RocksLog, RocksOptions};
+
+pub use catalog::{Described, compile, describe};
+pub use connect::{Org, endpoint, salesforce};
+pub use link::Link;
+
+/// The id of the log in a directory; none where there is no log.
+pub fn log_id(directory: &Path) -> Result<Option<String>> {
+    RocksLog::id_in(directory)
+}
+
+/// The log as it stands, for reading beside the process that owns it.
+pub fn open_log_for_reading(directory: &Path) -> Result<Arc<dyn ChangeLog>> {
+    Ok(Arc::new(RocksLog::open_read_only(directory, RocksOptions::default())?))
+}
+
+/// An existing log, as its one owner.
+pub fn open_existing_log(directory: &Path) -> Result<Arc<dyn ChangeLog>> {
+    Ok(Arc::new(RocksLog::open(directory, RocksOptions::default())?))
+}
+
+/// A new log.
+pub fn open_new_log(directory: &Path) -> Result<Arc<dyn ChangeLog>> {
+    Ok(Arc::new(RocksLog::open_or_create(directory, RocksOptions::default())?))
+}

@@ -1,0 +1,164 @@
+//! What an event of a side's stream means for a record.
+
+use crate::change::{FieldChange, FieldId, MappingDef, Offset, Operation, Side, TicketValue, Value, WriteKind};
+use crate::clock::Micros;
+use crate::flow::{Own, RowOperation};
+
+use super::state::{InFlight, RecordState};
+
+/// What an event means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// Nothing that is not known already.
+    Nothing,
+    /// A write of ours coming back. What the event tells beyond it is observed again, after the echo is applied, with
+    /// `automation` set.
+    Echo(Offset),
+    /// A change by the side's users or automation.
+    Change(Operation, Vec<FieldChange>),
+}
+
+/// One event, resolved to a record.
+#[derive(Debug, Clone, Copy)]
+pub struct Event<'a> {
+    /// Whose stream.
+    pub side: Side,
+    /// What happened to the row.
+    pub operation: RowOperation,
+    /// What the event tells, canonical, by ascending field id.
+    pub fields: &'a [(FieldId, Value)],
+    /// Whether it carries our mark.
+    pub own: Own,
+    /// The side's commit time, or an image's own stamp.
+    pub committed_at: Micros,
+    /// The echo in this event has been applied already; what is left is automation.
+    pub automation: bool,
+}
+
+/// Decides what `event` means for a record in `state`.
+///
+/// An image older than the last event or image of its side adds only what was never told; an event older than the last image
+/// is part of that image. Within the same second, one that was read beside the stream counts as older, and one that was read
+/// because the stream could not tell (which it then waits for) as newer.
+pub fn observe(state: &RecordState, mapping: &MappingDef, event: &Event<'_>) -> Seen {
+    let side = event.side;
+    if !event.automation
+        && event.own.is_ours()
+        && let Some(ticket) = echoed(state, event)
+    {
+        return Seen::Echo(ticket.ticket);
+    }
+    let alive = state.exists_at(side);
+    let image = matches!(event.operation, RowOperation::Backfill | RowOperation::Image | RowOperation::Missing);
+    // Salesforce stamps an image with the last edit it contains, in whole seconds. PostgreSQL's images carry a place in its
+    // stream instead.
+    let told_at = state.told_at(side);
+    let in_order = event.operation != RowOperation::Backfill && !state.partial;
+    let late = image
+        && side == Side::Salesforce
+        && (event.committed_at < told_at || (event.committed_at == told_at && !in_order));
+    let in_image = side == Side::Salesforce && event.committed_at < state.image_at[side.index()];
+    if in_image && !image || late && event.committed_at <= state.image_at[side.index()] {
+        return Seen::Nothing;
+    }
+    match event.operation {
+        RowOperation::Delete if alive => Seen::Change(Operation::Delete, Vec::new()),
+        RowOperation::Missing if alive && !late => Seen::Change(Operation::Delete, Vec::new()),
+        // A record that is deleted before it was ever read: remembered, so that an image on its way does not revive it.
+        RowOperation::Delete | RowOperation::Missing
+            if state.counts == crate::change::Vector::default() && side == Side::Salesforce =>
+        {
+            Seen::Change(Operation::Delete, Vec::new())
+        }
+        RowOperation::Delete | RowOperation::Missing => Seen::Nothing,
+        RowOperation::Insert | RowOperation::Undelete | RowOperation::Backfill | RowOperation::Image if !alive => {
+            if late && !state.existence.held(side).dot.is_nobody() {
+                return Seen::Nothing;
+            }
+            let operation =
+                if event.operation == RowOperation::Undelete { Operation::Undelete } else { Operation::Insert };
+            Seen::Change(operation, differences(state, mapping, event, late))
+        }
+        RowOperation::Update if !alive && !event.automation => {
+            // Told of a change to a record that it never told of: what is known is kept, the rest is still to come.
+            if state.existence.held(side).dot.is_nobody() {
+                // Where the row belongs to the other side it makes a difference that it was not created just now.
+                let foreign = mapping.owner.is_some_and(|owner| owner != side);
+                let whole = event.fields.len() >= mapping.fields.len() && !foreign;
+                let operation = if whole { Operation::Insert } else { Operation::Update };
+                Seen::Change(operation, differences(state, mapping, event, false))
+            } else {
+                Seen::Nothing
+            }
+        }
+        _ => {
+            let fields = differences(state, mapping, event, late);
+            if fields.is_empty() && !(image && state.partial) {
+                Seen::Nothing
+            } else {
+                Seen::Change(Operation::Update, fields)
+            }
+        }
+    }
+}
+
+/// The fields whose told value is not what the side held. Of a late image, only what was never told. A null that
+/// Salesforce says was set counts as told even where nothing was known, or an image on its way would bring back what was there
+/// before.
+fn differences(state: &RecordState, mapping: &MappingDef, event: &Event<'_>, late: bool) -> Vec<FieldChange> {
+    let side = event.side;
+    let in_part = side == Side::Salesforce && event.operation == RowOperation::Update && !event.automation;
+    let untold = |field| state.field(field).is_none_or(|r| r.held(side).dot.is_nobody());
+    event
+        .fields
+        .iter()
+        .filter(|(field, after)| {
+            mapping.field(*field).is_some()
+                && (state.held_value(side, *field) != after || (in_part && untold(*field)))
+                && (!late || untold(*field))
+        })
+        .map(|(field, after)| FieldChange {
+            field: *field,
+            before: state.held_value(side, *field).clone(),
+            after: after.clone(),
+        })
+        .collect()
+}
+
+/// The ticket that a marked event is the echo of.
+///
+/// The mark alone does not tell: what our write to one record sets off in another carries it too. So the ticket must be one of
+/// those that the mark names, where it names any, and an update must show a value of the ticket's. A write that landed twice
+/// echoes twice, so the event may also be of the last closed write: it is of the one that explains it better.
+fn echoed<'a>(state: &'a RecordState, event: &Event<'_>) -> Option<&'a InFlight> {
+    let fits = |ticket: &&InFlight| {
+        event.own.may_be(ticket.ticket)
+            && match ticket.write {
+                WriteKind::Create => {
+                    matches!(event.operation, RowOperation::Insert | RowOperation::Undelete | RowOperation::Update)
+                }
+                WriteKind::Update => event.operation == RowOperation::Update,
+                WriteKind::Delete => event.operation == RowOperation::Delete,
+            }
+    };
+    let update = event.operation == RowOperation::Update;
+    let shows = |ticket: &&InFlight| !update || event.fields.iter().any(|(field, _)| ticket.value(*field).is_some());
+    let agrees = |ticket: &&InFlight| {
+        !update || event.fields.iter().any(|(field, value)| ticket.value(*field).is_some_and(|v| v.value == *value))
+    };
+    let flying = state.in_flight(event.side).filter(fits).filter(shows);
+    let last = state.last_ticket.as_ref().filter(|_| event.side == Side::Salesforce).filter(fits).filter(agrees);
+    match (flying, last) {
+        (Some(flying), Some(last)) if unexplained(state, event, last) < unexplained(state, event, flying) => Some(last),
+        (flying, last) => flying.or(last),
+    }
+}
+
+/// How badly a ticket explains an event: first by the values that it would have changed and that the event does not show, then
+/// by those that the side's automation must have added or replaced.
+fn unexplained(state: &RecordState, event: &Event<'_>, ticket: &InFlight) -> (usize, usize) {
+    let shown = |field: FieldId| event.fields.iter().any(|(f, _)| *f == field);
+    let missing = |v: &&TicketValue| !shown(v.field) && *state.held_value(event.side, v.field) != v.value;
+    let automated = |(field, value): &&(FieldId, Value)| ticket.value(*field).is_none_or(|v| v.value != *value);
+    (ticket.values.iter().filter(missing).count(), event.fields.iter().filter(automated).count())
+}

@@ -1,0 +1,203 @@
+//! Record states as bytes, version 1. What a side holds is most often the current value, which then costs one bit; when a
+//! register was written is told relative to the record's last event, and most often at once with others.
+
+use crate::change::codec::{CodecError, Reader, Writer};
+use crate::change::{ConflictKind, FieldId, Key, MappingId, Offset, Side, TicketValue, WriteKind};
+use crate::clock::Micros;
+
+use super::state::{Dots, Held, InFlight, Parked, RecordState, Refused, Register};
+
+const VERSION: u8 = 1;
+const WRITES: [WriteKind; 3] = [WriteKind::Create, WriteKind::Update, WriteKind::Delete];
+const CONFLICTS: [ConflictKind; 7] = [
+    ConflictKind::InsertExists,
+    ConflictKind::UpdateOriginDiffers,
+    ConflictKind::UpdateDeleted,
+    ConflictKind::DeleteOriginDiffers,
+    ConflictKind::DeleteMissing,
+    ConflictKind::ForeignEdit,
+    ConflictKind::InitialMerge,
+];
+
+impl RecordState {
+    /// Appends the state's bytes. Equal states have equal bytes.
+    pub fn encode(&self, w: &mut Writer) {
+        w.byte(VERSION);
+        w.uint(u64::from(self.mapping.0));
+        w.byte(u8::from(self.partial));
+        w.option(self.key.as_ref(), |w, k| w.text(&k.0));
+        w.option(self.salesforce_id.as_ref(), |w, s| w.text(s));
+        w.vector(self.counts);
+        self.skips.iter().for_each(|n| w.byte(*n));
+        for at in self.last_commit.iter().chain(&self.image_at) {
+            w.int(*at);
+        }
+        let last = newest(self.last_commit);
+        register(&self.existence, last, w);
+        w.list(&self.fields, |w, (field, r)| {
+            w.uint(u64::from(field.0));
+            register(r, last, w);
+        });
+        for ticket in self.in_flight.iter().chain([&self.last_ticket]) {
+            w.option(ticket.as_ref(), in_flight);
+        }
+        for slot in &self.refused {
+            w.option(slot.as_ref(), refused);
+        }
+    }
+
+    /// Reads a state.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        let r = &mut Reader::new(bytes);
+        let version = r.byte()?;
+        if version != VERSION {
+            return Err(CodecError::Version(version));
+        }
+        let mut state = Self::new(MappingId(r.small()?));
+        state.partial = r.flag()?;
+        state.key = r.option(|r| r.text().map(Key))?;
+        state.salesforce_id = r.option(Reader::text)?;
+        state.counts = r.vector()?;
+        state.skips = [r.byte()?, r.byte()?];
+        state.last_commit = [r.int()?, r.int()?];
+        state.image_at = [r.int()?, r.int()?];
+        let last = newest(state.last_commit);
+        let state = Self {
+            existence: read_register(r, last)?,
+            fields: r.list(|r| Ok((FieldId(r.small()?), read_register(r, last)?)))?,
+            in_flight: [r.option(read_in_flight)?, r.option(read_in_flight)?],
+            last_ticket: r.option(read_in_flight)?,
+            refused: [r.option(read_refused)?, r.option(read_refused)?],
+            ..state
+        };
+        if r.remaining() > 0 {
+            return Err(CodecError::TooLong(r.remaining()));
+        }
+        Ok(state)
+    }
+}
+
+fn dots(dots: &Dots, w: &mut Writer) {
+    w.list(dots, |w, dot| w.dot(*dot));
+}
+
+fn read_dots(r: &mut Reader<'_>) -> Result<Dots, CodecError> {
+    Ok(r.list(Reader::dot)?.into_iter().collect())
+}
+
+const HELD_CURRENT: [u8; 2] = [1, 2];
+const PARKED: u8 = 4;
+const IGNORED: [u8; 2] = [8, 16];
+
+fn newest(last_commit: [Micros; 2]) -> Micros {
+    last_commit[0].max(last_commit[1])
+}
+
+fn register(register: &Register, last: Micros, w: &mut Writer) {
+    let mut flags = 0;
+    for side in Side::BOTH {
+        if register.held(side).value == register.current {
+            flags |= HELD_CURRENT[side.index()];
+        }
+        if register.ignored == Some(side) {
+            flags |= IGNORED[side.index()];
+        }
+    }
+    if register.parked.is_some() {
+        flags |= PARKED;
+    }
+    w.byte(flags);
+    w.value(&register.current);
+    dots(&register.dots, w);
+    w.int(last.wrapping_sub(register.written_at));
+    for side in Side::BOTH {
+        let held = register.held(side);
+        if flags & HELD_CURRENT[side.index()] == 0 {
+            w.value(&held.value);
+        }
+        w.dot(held.dot);
+    }
+    if let Some(parked) = &register.parked {
+        w.uint(parked.decision.0);
+        w.byte(CONFLICTS.iter().position(|c| *c == parked.conflict).unwrap_or_default() as u8);
+        w.byte(parked.side as u8);
+        w.value(&parked.value);
+        dots(&parked.dots, w);
+    }
+}
+
+fn read_register(r: &mut Reader<'_>, last: Micros) -> Result<Register, CodecError> {
+    let flags = r.byte()?;
+    let current = r.value()?;
+    let dots = read_dots(r)?;
+    let written_at = last.wrapping_sub(r.int()?);
+    let mut held = |side: Side| -> Result<Held, CodecError> {
+        let value = if flags & HELD_CURRENT[side.index()] == 0 { r.value()? } else { current.clone() };
+        Ok(Held { value, dot: r.dot()? })
+    };
+    let held = [held(Side::Postgres)?, held(Side::Salesforce)?];
+    let parked = if flags & PARKED == 0 {
+        None
+    } else {
+        Some(Box::new(Parked {
+            decision: Offset(r.uint()?),
+            conflict: pick("conflict", &CONFLICTS, r.byte()?)?,
+            side: pick("side", &Side::BOTH, r.byte()?)?,
+            value: r.value()?,
+            dots: read_dots(r)?,
+        }))
+    };
+    let ignored = Side::BOTH.into_iter().find(|side| flags & IGNORED[side.index()] != 0);
+    Ok(Register { current, dots, written_at, held, parked, ignored })
+}
+
+fn pick<T: Copy>(what: &'static str, all: &[T], tag: u8) -> Result<T, CodecError> {
+    all.get(usize::from(tag)).copied().ok_or(CodecError::Unknown { what, value: u64::from(tag) })
+}
+
+fn in_flight(w: &mut Writer, ticket: &InFlight) {
+    w.uint(ticket.ticket.0);
+    w.byte(WRITES.iter().position(|k| *k == ticket.write).unwrap_or_default() as u8);
+    w.list(&ticket.values, |w, v| {
+        w.uint(u64::from(v.field.0));
+        w.value(&v.value);
+        w.dot(v.dot);
+    });
+    w.dot(ticket.existence);
+    w.uint(ticket.known);
+    w.byte(u8::from(ticket.overtaken));
+    w.option(ticket.acknowledged_at, Writer::int);
+}
+
+fn read_in_flight(r: &mut Reader<'_>) -> Result<InFlight, CodecError> {
+    Ok(InFlight {
+        ticket: Offset(r.uint()?),
+        write: pick("write", &WRITES, r.byte()?)?,
+        values: r.list(|r| Ok(TicketValue { field: FieldId(r.small()?), value: r.value()?, dot: r.dot()? }))?,
+        existence: r.dot()?,
+        known: r.uint()?,
+        overtaken: r.flag()?,
+        acknowledged_at: r.option(Reader::int)?,
+    })
+}
+
+fn refused(w: &mut Writer, refused: &Refused) {
+    w.uint(refused.ticket.0);
+    w.byte(WRITES.iter().position(|k| *k == refused.write).unwrap_or_default() as u8);
+    w.list(&refused.fields, |w, (field, dot)| {
+        w.uint(u64::from(field.0));
+        w.dot(*dot);
+    });
+    w.dot(refused.existence);
+    w.byte(u8::from(refused.discarded));
+}
+
+fn read_refused(r: &mut Reader<'_>) -> Result<Refused, CodecError> {
+    Ok(Refused {
+        ticket: Offset(r.uint()?),
+        write: pick("write", &WRITES, r.byte()?)?,
+        fields: r.list(|r| Ok((FieldId(r.small()?), r.dot()?)))?,
+        existence: r.dot()?,
+        discarded: r.flag()?,
+    })
+}

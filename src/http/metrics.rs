@@ -1,0 +1,110 @@
+//! Metrics as Prometheus reads them. Every name is in this file.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::error::{Error, Kind, Result};
+use crate::status::{Direction, Figures};
+
+#[derive(Debug)]
+struct Scrape(Figures);
+
+/// The figures in OpenMetrics text.
+pub(super) fn encode(figures: Figures) -> Result<String> {
+    let mut registry = Registry::with_prefix("tidelock");
+    registry.register_collector(Box::new(Scrape(figures)));
+    let mut text = String::new();
+    text::encode(&mut text, &registry)
+        .map_err(|e| Error::new(Kind::Internal, "metrics cannot be written").caused_by(e))?;
+    Ok(text)
+}
+
+type Read = fn(&Direction) -> u64;
+
+const COUNTERS: [(&str, &str, Read); 7] = [
+    ("changes", "Changes captured, by the side they come from", |d| d.changes),
+    ("echoes", "Our own writes seen again, by the side that shows them", |d| d.echoes),
+    ("duplicates_dropped", "Events dropped as delivered before, by the side they come from", |d| d.duplicates),
+    ("writes", "Writes made, by the side they come from", |d| d.written),
+    ("retries", "Writes put off to be tried again", |d| d.retries),
+    ("write_failures", "Batches of writes that failed as a whole", |d| d.failures),
+    ("writes_refused", "Writes that became dead letters", |d| d.refused),
+];
+
+const GAUGES: [(&str, &str, Read); 4] = [
+    ("lag_entries", "Log entries that replay to the other side has not read", |d| d.lag_entries),
+    ("writes_in_flight", "Writes that are with the other side just now", |d| d.in_flight),
+    ("capture_connected", "Whether capture is connected to its side", |d| u64::from(d.capture_connected)),
+    ("source_lag_bytes", "Bytes of the source's stream that are not yet durable in the log", |d| d.source_lag_bytes),
+];
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let figures = &self.0;
+        let directions = [&figures.to_salesforce, &figures.to_postgres];
+        for (name, help, read) in COUNTERS {
+            let kind = ConstCounter::new(0_u64).metric_type();
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for direction in directions {
+                ConstCounter::new(read(direction)).encode(family.encode_family(&labels(direction))?)?;
+            }
+        }
+        for (name, help, read) in GAUGES {
+            let kind = ConstGauge::new(0_i64).metric_type();
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for direction in directions {
+                ConstGauge::new(read(direction) as i64).encode(family.encode_family(&labels(direction))?)?;
+            }
+        }
+        let kind = ConstGauge::new(0.0_f64).metric_type();
+        let mut family = encoder.encode_descriptor(
+            "lag_seconds",
+            "How long the oldest entry not yet replayed has waited",
+            None,
+            kind,
+        )?;
+        for direction in directions {
+            ConstGauge::new(direction.lag_seconds).encode(family.encode_family(&labels(direction))?)?;
+        }
+        gauge(&mut encoder, "log_entries", "Entries in the change log", figures.log_entries)?;
+        gauge(&mut encoder, "log_bytes", "Bytes of the change log on disk", figures.log_bytes)?;
+        gauge(&mut encoder, "log_queue", "Jobs that wait for the log's writer", figures.queued)?;
+        gauge(&mut encoder, "records", "Records that the log knows", figures.records)?;
+        gauge(&mut encoder, "conflicts_open", "Conflicts that wait for a person", figures.conflicts_open)?;
+        gauge(&mut encoder, "dead_letters", "Refused writes that wait for a person", figures.dead_letters)?;
+        counter(&mut encoder, "conflicts", "Conflicts met", figures.conflicts)?;
+        counter(&mut encoder, "log_syncs", "Appends to the change log, each synced", figures.appends)?;
+        if let Some(api) = &figures.api {
+            counter(&mut encoder, "api_calls", "Salesforce API calls made by this process", api.calls)?;
+            gauge(
+                &mut encoder,
+                "api_used",
+                "Salesforce API calls that the org counts for the last 24 hours",
+                api.used,
+            )?;
+            gauge(&mut encoder, "api_limit", "Salesforce API calls that the org allows in 24 hours", api.limit)?;
+        }
+        Ok(())
+    }
+}
+
+fn labels(direction: &Direction) -> [(&'static str, String); 1] {
+    [("from", direction.from.clone())]
+}
+
+fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: u64) -> fmt::Result {
+    let gauge = ConstGauge::new(value as i64);
+    let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+    gauge.encode(metric)
+}
+
+fn counter(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: u64) -> fmt::Result {
+    let counter = ConstCounter::new(value);
+    let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+    counter.encode(metric)
+}

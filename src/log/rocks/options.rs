@@ -1,0 +1,160 @@
+//! How RocksDB is set up: column families, memory, durability.
+//!
+//! - **Durability.** Each append is one write batch whose WAL record is synced before the write returns. Recovery refuses a
+//!   damaged record: to stop at it, as recovery to a point in time does, would drop every acknowledged append behind it, and
+//!   the tip with them. It stops only at an end that is known to be torn, which was never acknowledged. WAL files are not
+//!   recycled, so that an old record can never be taken for a new one.
+//! - **Memory** is bounded, whatever the stream's length: the block cache, which index and filter blocks live in too, and the
+//!   write buffers, which are charged to it. Open files are bounded as well.
+//! - **Stalls.** Entries arrive in key order, so the log is rewritten little: several files of level 0 and the last one below
+//!   make a few large ones. Only the state and the indexes are really compacted, and may fall behind by many level 0 files
+//!   before writes are slowed down. Level 0 is not compressed, so that writing a buffer out costs little; nor are the state
+//!   and the indexes at all, since reading a record's state must not cost a block's decompression.
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, DataBlockIndexType,
+    InfoLogger, LogLevel, Options, WriteBufferManager,
+};
+
+/// The entries: big-endian offset to frame. After them the tip.
+pub(super) const LOG: &str = "log";
+/// The state: key to value, one family for each of two generations.
+pub(super) const STATE: [&str; 2] = ["state.0", "state.1"];
+/// Big-endian record and offset to nothing, for each generation.
+pub(super) const BY_RECORD: [&str; 2] = ["by_record.0", "by_record.1"];
+/// Transaction key to big-endian offset, for each generation.
+pub(super) const BY_TRANSACTION: [&str; 2] = ["by_transaction.0", "by_transaction.1"];
+/// Which generation is in force.
+pub(super) const META: &str = rocksdb::DEFAULT_COLUMN_FAMILY_NAME;
+
+/// How much the log may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RocksOptions {
+    /// Memory for cached blocks and write buffers together.
+    pub cache_bytes: usize,
+    /// Memory for write buffers, out of `cache_bytes`: a buffer is written out before they exceed this.
+    pub write_buffer_bytes: usize,
+    /// The most files that are kept open.
+    pub open_files_max: i32,
+}
+
+impl Default for RocksOptions {
+    fn default() -> Self {
+        Self { cache_bytes: 32 << 20, write_buffer_bytes: 16 << 20, open_files_max: 512 }
+    }
+}
+
+/// What one open database shares among its column families.
+pub(super) struct Tuning {
+    pub(super) options: RocksOptions,
+    pub(super) cache: Cache,
+    pub(super) buffers: WriteBufferManager,
+}
+
+impl Tuning {
+    pub(super) fn new(options: RocksOptions) -> Self {
+        let cache = Cache::new_lru_cache(options.cache_bytes);
+        let buffers = WriteBufferManager::new_write_buffer_manager_with_cache(
+            options.write_buffer_bytes.min(options.cache_bytes / 2),
+            false,
+            cache.clone(),
+        );
+        Self { options, cache, buffers }
+    }
+
+    /// Options of the database as a whole. A reader beside the owner keeps every file open, since the owner may delete it.
+    /// `torn` says that the write-ahead log is whole but for its end.
+    pub(super) fn database(&self, reader: bool, torn: bool) -> Options {
+        let mut options = Options::default();
+        options.create_if_missing(!reader);
+        options.create_missing_column_families(!reader);
+        options.set_wal_recovery_mode(if torn {
+            DBRecoveryMode::PointInTime
+        } else {
+            DBRecoveryMode::TolerateCorruptedTailRecords
+        });
+        options.set_recycle_log_file_num(0);
+        // For readers as well: RocksDB does not bear it when only the owner has it.
+        options.set_track_and_verify_wals_in_manifest(true);
+        options.set_paranoid_checks(true);
+        options.set_write_buffer_manager(&self.buffers);
+        options.set_max_total_wal_size(2 * self.options.write_buffer_bytes as u64);
+        options.set_max_open_files(if reader { -1 } else { self.options.open_files_max });
+        options.set_max_background_jobs(2);
+        options.set_bytes_per_sync(1 << 20);
+        options.set_compaction_readahead_size(256 << 10);
+        options.set_writable_file_max_buffer_size(256 << 10);
+        options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, |level, message| {
+            let message = message.trim_end();
+            match level {
+                LogLevel::Error | LogLevel::Fatal => tracing::error!(target: "rocksdb", "{message}"),
+                LogLevel::Warn => tracing::warn!(target: "rocksdb", "{message}"),
+                // Its settings, which it prints whatever level is asked for.
+                _ => tracing::debug!(target: "rocksdb", "{message}"),
+            }
+        }));
+        options.set_stats_dump_period_sec(0);
+        options.set_stats_persist_period_sec(0);
+        options.set_skip_stats_update_on_db_open(true);
+        options
+    }
+
+    /// Every column family that a log has.
+    pub(super) fn families(&self) -> Vec<ColumnFamilyDescriptor> {
+        let mut families = vec![
+            ColumnFamilyDescriptor::new(META, self.family(1 << 20, 4 << 10, false)),
+            ColumnFamilyDescriptor::new(LOG, self.log()),
+        ];
+        for generation in 0..2 {
+            families.push(ColumnFamilyDescriptor::new(STATE[generation], self.family(16 << 20, 4 << 10, true)));
+            families.push(ColumnFamilyDescriptor::new(BY_RECORD[generation], self.family(8 << 20, 8 << 10, false)));
+            families.push(ColumnFamilyDescriptor::new(BY_TRANSACTION[generation], self.family(8 << 20, 4 << 10, true)));
+        }
+        families
+    }
+
+    fn log(&self) -> Options {
+        let mut options = self.family(16 << 20, 32 << 10, false);
+        options.set_target_file_size_base(64 << 20);
+        options.set_max_bytes_for_level_base(512 << 20);
+        options.set_compression_type(DBCompressionType::Lz4);
+        let mut levels = [DBCompressionType::Lz4; 7];
+        levels[0] = DBCompressionType::None;
+        options.set_compression_per_level(&levels);
+        options
+    }
+
+    /// A family with this write buffer and block size; `lookups` where single keys are looked up, found or not.
+    fn family(&self, buffer_bytes: usize, block_bytes: usize, lookups: bool) -> Options {
+        let mut table = BlockBasedOptions::default();
+        table.set_block_cache(&self.cache);
+        table.set_block_size(block_bytes);
+        table.set_cache_index_and_filter_blocks(true);
+        table.set_cache_index_and_filter_blocks_with_high_priority(true);
+        table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+        table.set_format_version(6);
+        if lookups {
+            table.set_bloom_filter(10.0, false);
+            table.set_data_block_index_type(DataBlockIndexType::BinaryAndHash);
+        }
+        let mut options = Options::default();
+        if lookups {
+            // Most keys that are looked up in a write buffer are not in it: new ones, and those long written out.
+            options.set_memtable_prefix_bloom_ratio(0.05);
+            options.set_memtable_whole_key_filtering(true);
+        }
+        options.set_block_based_table_factory(&table);
+        options.set_write_buffer_size(buffer_bytes.min(self.options.write_buffer_bytes));
+        // Each family has a buffer, and most of them hold little.
+        options.set_arena_block_size(128 << 10);
+        options.set_max_write_buffer_number(6);
+        options.set_target_file_size_base(32 << 20);
+        options.set_level_compaction_dynamic_level_bytes(true);
+        // Keys are all over the place, so each compaction rewrites much of the level below: the fewer the better.
+        options.set_level_zero_file_num_compaction_trigger(8);
+        options.set_level_zero_slowdown_writes_trigger(40);
+        options.set_level_zero_stop_writes_trigger(80);
+        options.set_compression_type(DBCompressionType::None);
+        options
+    }
+}

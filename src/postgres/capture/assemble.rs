@@ -1,0 +1,541 @@
+//! The synchronous heart of capture: messages of the stream in, events for the change log out. No input or output here.
+//!
+//! Invariants:
+//! * A change's index counts every change and transactional message of its transaction, mapped or not, so that the same
+//!   change has the same position whenever it is sent again, whatever is mapped by then.
+//! * A transaction's last event leaves only with its commit, marked as the last.
+//! * A chunk of a backfill leaves in one batch with its notice.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::plan::{Columns, Plan};
+use super::watermark::{BACKFILL_PREFIX, ChunkOutcome, Closed, Windows};
+use crate::change::{Catalog, Key, Lsn, MappingId, Notice, Offset, Position, Side, Str, StreamId, Transaction, Who};
+use crate::clock::Micros;
+use crate::error::{Error, Kind, Result};
+use crate::flow::{Batch, Event, Item, Own, Row, RowOperation};
+use crate::postgres::pgoutput::{
+    Decoder, Message, OldKind, OldTuple, Relation, RelationMessage, Tuple, builtin_type_oid,
+};
+use crate::postgres::slot::position_before;
+
+/// Prefix of the messages that open and close our own transactions.
+pub const MARKER_PREFIX: &str = "tidelock";
+/// Prefix of the messages by which an application names who acts.
+pub const ACTOR_PREFIX: &str = "tidelock.actor";
+
+/// A batch is full at so many events, or so many bytes of messages.
+const BATCH_EVENTS: usize = 500;
+const BATCH_BYTES: usize = 128 * 1024;
+/// The longest name of a user, role or application that is kept, in bytes.
+const NAME_MAX: usize = 255;
+
+/// A batch and what follows when it is durable.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) batch: Batch,
+    /// How far the stream is durable then, if the batch completes a transaction.
+    pub(super) durable: Option<Lsn>,
+    /// Backfills that wait for it.
+    pub(super) outcomes: Vec<oneshot::Sender<ChunkOutcome>>,
+}
+
+/// What an application or the server's trigger says about who acts.
+#[derive(serde::Deserialize)]
+struct Actor {
+    user: Option<String>,
+    role: Option<String>,
+    application: Option<String>,
+}
+
+/// The messages around our own writes.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Marker {
+    Open {
+        link: String,
+    },
+    Close {
+        link: String,
+        applied: Vec<u64>,
+        skipped: Vec<u64>,
+        #[serde(default)]
+        refused: Vec<(u64, Str, Str)>,
+    },
+}
+
+/// The messages around a backfill's chunk.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Watermark {
+    Low(String),
+    High(String),
+}
+
+/// The transaction that is being received.
+#[derive(Debug)]
+struct Open {
+    commit_lsn: Lsn,
+    committed_at: Micros,
+    xid: u32,
+    id: Str,
+    /// The next change's place.
+    index: u32,
+    who: Who,
+    own: Own,
+    /// Whether it has events among those not yet taken.
+    has_events: bool,
+    /// Whether it must stay in one batch.
+    whole: bool,
+}
+
+/// Turns messages into events.
+#[derive(Debug)]
+pub(super) struct Assembler {
+    stream: StreamId,
+    link: String,
+    catalog: Arc<Catalog>,
+    decoder: Decoder,
+    /// Relations by oid; none for those that are not mapped.
+    relations: HashMap<u32, Option<Plan>>,
+    /// Domains and what they are made of.
+    base_types: HashMap<u32, u32>,
+    open: Option<Open>,
+    events: Vec<Event>,
+    bytes: usize,
+    /// The last transaction whose events are all among `events` or gone before.
+    completed: Option<Lsn>,
+    outcomes: Vec<oneshot::Sender<ChunkOutcome>>,
+    windows: Windows,
+    /// How far the stream has been taken in, exclusive, at a place between transactions.
+    passed: Lsn,
+    last_commit_time: Micros,
+    transactions: u64,
+}
+
+impl Assembler {
+    pub(super) fn new(stream: StreamId, link: &str, catalog: Arc<Catalog>, windows: Windows) -> Result<Self> {
+        for (n, mapping) in catalog.mappings.iter().enumerate() {
+            let same = |m: &&crate::change::MappingDef| m.schema == mapping.schema && m.table == mapping.table;
+            if let Some(other) = catalog.mappings.iter().skip(n + 1).find(same) {
+                let message = format!(
+                    "the mappings `{}` and `{}` both use the table {}.{}; a table can have one mapping",
+                    mapping.name, other.name, mapping.schema, mapping.table
+                );
+                return Err(Error::new(Kind::Configuration, message));
+            }
+        }
+        Ok(Self {
+            stream,
+            link: link.to_owned(),
+            catalog,
+            decoder: Decoder::new(),
+            relations: HashMap::new(),
+            base_types: HashMap::new(),
+            open: None,
+            events: Vec::with_capacity(BATCH_EVENTS),
+            bytes: 0,
+            completed: None,
+            outcomes: Vec::new(),
+            windows,
+            passed: Lsn(0),
+            last_commit_time: 0,
+            transactions: 0,
+        })
+    }
+
+    /// Whether nothing is held here: no open transaction, no event.
+    pub(super) fn is_idle(&self) -> bool {
+        self.open.is_none() && self.events.is_empty()
+    }
+
+    /// Whether a batch should leave now.
+    #[inline]
+    pub(super) fn is_full(&self) -> bool {
+        (self.events.len() >= BATCH_EVENTS || self.bytes >= BATCH_BYTES) && !self.open.as_ref().is_some_and(|o| o.whole)
+    }
+
+    /// Whether a batch may leave early, because only whole transactions wait.
+    pub(super) fn is_ready(&self) -> bool {
+        self.open.is_none() && !self.events.is_empty()
+    }
+
+    /// How far the stream has been taken in, at a place between transactions.
+    pub(super) fn passed(&self) -> Lsn {
+        self.passed
+    }
+
+    pub(super) fn last_commit_time(&self) -> Micros {
+        self.last_commit_time
+    }
+
+    pub(super) fn transactions(&self) -> u64 {
+        self.transactions
+    }
+
+    /// The server has nothing for us before `lsn`, as a keepalive says. Within a transaction that is not known.
+    pub(super) fn pass(&mut self, lsn: Lsn) {
+        if self.open.is_none() {
+            self.passed = self.passed.max(lsn);
+        }
+    }
+
+    /// Takes the events out as a batch. The open transaction's last event so far stays behind, since it may turn out to be
+    /// the last of all.
+    pub(super) fn take(&mut self) -> Option<Outgoing> {
+        let held = match &self.open {
+            Some(open) if open.has_events => self.events.pop(),
+            _ => None,
+        };
+        self.bytes = 0;
+        let next: Vec<Event> = Vec::with_capacity(BATCH_EVENTS);
+        let events = std::mem::replace(&mut self.events, next);
+        self.events.extend(held);
+        if events.is_empty() {
+            return None;
+        }
+        let batch = Batch { side: Side::Postgres, events };
+        Some(Outgoing { batch, durable: self.completed.take(), outcomes: std::mem::take(&mut self.outcomes) })
+    }
+
+    /// A batch that says only how far the stream has come.
+    pub(super) fn progress(&self, upto: Lsn, at: Micros) -> Outgoing {
+        let event = Event {
+            position: position_before(self.stream, upto),
+            transaction: Transaction { id: Str::default(), index: u32::MAX, last: true },
+            committed_at: at,
+            who: Who::default(),
+            item: Item::Progress,
+        };
+        let batch = Batch { side: Side::Postgres, events: vec![event] };
+        Outgoing { batch, durable: Some(upto), outcomes: Vec::new() }
+    }
+
+    /// Takes in one message of the plugin.
+    pub(super) fn apply(&mut self, bytes: &[u8]) -> Result<()> {
+        self.bytes += bytes.len();
+        let message = self.decoder.decode(bytes).map_err(|error| {
+            Error::new(Kind::Protocol, format!("the replication stream holds what pgoutput does not allow: {error}"))
+                .caused_by(error)
+        })?;
+        match message {
+            Message::Insert { relation, new, .. } => self.insert(relation, &new),
+            Message::Update { relation, old, new, .. } => self.update(relation, old.as_ref(), &new),
+            Message::Delete { relation, old, .. } => self.delete(relation, &old),
+            Message::Begin { final_lsn, committed_at, xid } => self.begin(final_lsn, committed_at, xid),
+            Message::Commit { commit_lsn, end_lsn, .. } => self.commit(commit_lsn, end_lsn),
+            Message::Relation { relation, .. } => self.relation(&relation),
+            Message::Type { oid, schema, name, .. } => {
+                if schema == "pg_catalog"
+                    && let Some(base) = builtin_type_oid(name)
+                {
+                    self.base_types.insert(oid, base);
+                }
+                Ok(())
+            }
+            Message::Logical { transactional: true, prefix, content, .. } => self.logical(prefix, content),
+            // Not of any transaction: heartbeats. An origin says nothing that matters here: our own writes carry messages.
+            Message::Logical { .. } | Message::Origin { .. } => Ok(()),
+            Message::Truncate { relations, .. } => self.truncate(relations),
+            Message::StreamStart { .. }
+            | Message::StreamStop
+            | Message::StreamCommit { .. }
+            | Message::StreamAbort { .. }
+            | Message::BeginPrepare { .. }
+            | Message::Prepare { .. }
+            | Message::CommitPrepared { .. }
+            | Message::RollbackPrepared { .. }
+            | Message::StreamPrepare { .. } => {
+                Err(Error::new(Kind::Protocol, "the server streams transactions in a way that was not asked for"))
+            }
+        }
+    }
+
+    fn begin(&mut self, commit_lsn: Lsn, committed_at: Micros, xid: u32) -> Result<()> {
+        if self.open.is_some() {
+            return Err(Error::new(Kind::Protocol, "a transaction begins within another in the replication stream"));
+        }
+        self.open = Some(Open {
+            commit_lsn,
+            committed_at,
+            xid,
+            id: smol_str::format_smolstr!("{xid}"),
+            index: 0,
+            who: Who::default(),
+            own: Own::No,
+            has_events: false,
+            whole: false,
+        });
+        Ok(())
+    }
+
+    fn commit(&mut self, commit_lsn: Lsn, end_lsn: Lsn) -> Result<()> {
+        let open = self.open.take().filter(|open| open.commit_lsn == commit_lsn && end_lsn > commit_lsn);
+        let Some(open) = open else {
+            return Err(Error::new(Kind::Protocol, "a commit in the replication stream does not fit its transaction"));
+        };
+        if open.has_events {
+            if let Some(last) = self.events.last_mut() {
+                last.transaction.last = true;
+            }
+            self.completed = Some(commit_lsn);
+            self.windows.committed(open.xid);
+        }
+        self.transactions += 1;
+        self.last_commit_time = open.committed_at;
+        self.passed = self.passed.max(end_lsn);
+        Ok(())
+    }
+
+    fn relation(&mut self, message: &RelationMessage<'_>) -> Result<()> {
+        let mapping = self.catalog.mappings.iter().find(|m| m.schema == message.schema && m.table == message.name);
+        let plan = match mapping {
+            Some(mapping) => Some(Plan::compile(mapping, &Relation::from(message), &self.base_types)?),
+            None => None,
+        };
+        self.relations.insert(message.oid, plan);
+        Ok(())
+    }
+
+    fn insert(&mut self, relation: u32, new: &Tuple<'_>) -> Result<()> {
+        let index = self.next_index()?;
+        let Some(plan) = plan(&self.relations, relation)? else { return Ok(()) };
+        let columns = plan.columns(new)?;
+        let key = plan.key(&columns, None)?;
+        let (fields, salesforce_id) = plan.told(&columns)?;
+        let mapping = plan.mapping;
+        self.touch(mapping, &key);
+        let row = Row {
+            mapping,
+            operation: RowOperation::Insert,
+            key: Some(key),
+            old_key: None,
+            salesforce_id,
+            fields,
+            own: Own::No,
+        };
+        self.push_row(index, row)
+    }
+
+    fn update(&mut self, relation: u32, old: Option<&OldTuple<'_>>, new: &Tuple<'_>) -> Result<()> {
+        let index = self.next_index()?;
+        let Some(plan) = plan(&self.relations, relation)? else { return Ok(()) };
+        let columns = plan.columns(new)?;
+        let old: Option<Columns<'_>> = old.map(|old| plan.columns(&old.tuple)).transpose()?;
+        let key = plan.key(&columns, old.as_ref())?;
+        let old_key = old.as_ref().map(|old| plan.key(old, None)).transpose()?.filter(|old| *old != key);
+        let (fields, salesforce_id) = plan.told(&columns)?;
+        let mapping = plan.mapping;
+        self.touch(mapping, &key);
+        if let Some(old_key) = &old_key {
+            self.touch(mapping, old_key);
+        }
+        let row = Row {
+            mapping,
+            operation: RowOperation::Update,
+            key: Some(key),
+            old_key,
+            salesforce_id,
+            fields,
+            own: Own::No,
+        };
+        self.push_row(index, row)
+    }
+
+    fn delete(&mut self, relation: u32, old: &OldTuple<'_>) -> Result<()> {
+        let index = self.next_index()?;
+        let Some(plan) = plan(&self.relations, relation)? else { return Ok(()) };
+        let columns = plan.columns(&old.tuple)?;
+        let key = plan.key(&columns, None)?;
+        let salesforce_id = if old.kind == OldKind::Row { plan.salesforce_id(&columns)? } else { None };
+        let mapping = plan.mapping;
+        self.touch(mapping, &key);
+        let row = Row {
+            mapping,
+            operation: RowOperation::Delete,
+            key: Some(key),
+            old_key: None,
+            salesforce_id,
+            fields: Vec::new(),
+            own: Own::No,
+        };
+        self.push_row(index, row)
+    }
+
+    /// The publication does not publish it; one that somebody else made may. The rows that went cannot be told.
+    fn truncate(&mut self, relations: &[[u8; 4]]) -> Result<()> {
+        for oid in relations {
+            let index = self.next_index()?;
+            let Some(plan) = plan(&self.relations, u32::from_be_bytes(*oid))? else { continue };
+            let (mapping, table) = (plan.mapping, plan.table().to_owned());
+            tracing::error!(
+                table,
+                "a mapped table was truncated: the stream does not tell which rows went; a new log (`log` in [link]) reads every row again"
+            );
+            self.windows.spoil(mapping);
+            let reason = Str::new_static("TRUNCATE: the stream does not tell which rows went");
+            let notice = Notice::Gap { side: Side::Postgres, reason, scope: Str::from(table) };
+            self.push(index, Item::Notice(notice))?;
+        }
+        Ok(())
+    }
+
+    fn logical(&mut self, prefix: &str, content: &[u8]) -> Result<()> {
+        let index = self.next_index()?;
+        match prefix {
+            ACTOR_PREFIX => {
+                if let Some(open) = &mut self.open {
+                    name_actor(&mut open.who, content);
+                }
+                Ok(())
+            }
+            MARKER_PREFIX => self.marker(index, content),
+            BACKFILL_PREFIX => self.watermark(content),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens and closes what is marked as ours. Messages of another link belong to a user as far as this link goes.
+    fn marker(&mut self, index: u32, content: &[u8]) -> Result<()> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        match serde_json::from_slice(content) {
+            Ok(Marker::Open { link }) if link == self.link => open.own = Own::Marked,
+            Ok(Marker::Close { link, applied, skipped, refused }) if link == self.link && open.own == Own::Marked => {
+                open.own = Own::No;
+                let offsets = |list: Vec<u64>| list.into_iter().map(Offset).collect();
+                let refused =
+                    refused.into_iter().map(|(ticket, code, message)| (Offset(ticket), code, message)).collect();
+                let item = Item::Applied { applied: offsets(applied), skipped: offsets(skipped), refused };
+                return self.push(index, item);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let (line, column) = (error.line(), error.column());
+                tracing::warn!(line, column, "a logical message with our prefix is not ours; passed over");
+            }
+        }
+        Ok(())
+    }
+
+    fn watermark(&mut self, content: &[u8]) -> Result<()> {
+        match serde_json::from_slice(content) {
+            Ok(Watermark::Low(id)) => self.windows.low(&id),
+            Ok(Watermark::High(id)) => {
+                if let Some(closed) = self.windows.high(&id) {
+                    return self.offer_chunk(closed);
+                }
+            }
+            Err(_) => tracing::warn!("a logical message with the backfill's prefix is not ours; passed over"),
+        }
+        Ok(())
+    }
+
+    fn offer_chunk(&mut self, closed: Closed) -> Result<()> {
+        let Closed { mapping, chunk, outcome } = closed;
+        if let Some(open) = &mut self.open {
+            open.whole = true;
+        }
+        let row = |operation, key, salesforce_id, fields| Row {
+            mapping,
+            operation,
+            key: Some(key),
+            old_key: None,
+            salesforce_id,
+            fields,
+            own: Own::No,
+        };
+        let missing = chunk.missing.into_iter().map(|key| row(RowOperation::Missing, key, None, Vec::new()));
+        let read = chunk.rows.into_iter().map(|r| row(RowOperation::Backfill, r.key, r.salesforce_id, r.fields));
+        for row in missing.chain(read) {
+            let index = self.next_index()?;
+            self.push(index, Item::Row(row))?;
+        }
+        let notice = Notice::Backfill {
+            side: Side::Postgres,
+            mapping,
+            rows: chunk.rows_total,
+            after: chunk.after,
+            finished: chunk.finished,
+        };
+        let index = self.next_index()?;
+        self.push(index, Item::Notice(notice))?;
+        self.outcomes.push(outcome);
+        Ok(())
+    }
+
+    /// The place of the next change in its transaction.
+    #[inline]
+    fn next_index(&mut self) -> Result<u32> {
+        let Some(open) = &mut self.open else {
+            return Err(Error::new(
+                Kind::Protocol,
+                "a change stands outside any transaction in the replication stream",
+            ));
+        };
+        let index = open.index;
+        open.index += 1;
+        Ok(index)
+    }
+
+    #[inline]
+    fn touch(&mut self, mapping: MappingId, key: &Key) {
+        if !self.windows.is_idle() {
+            self.windows.touch(mapping, key);
+        }
+    }
+
+    fn push_row(&mut self, index: u32, mut row: Row) -> Result<()> {
+        row.own = self.open.as_ref().map(|open| open.own).unwrap_or_default();
+        self.push(index, Item::Row(row))
+    }
+
+    fn push(&mut self, index: u32, item: Item) -> Result<()> {
+        let Some(open) = &mut self.open else {
+            return Err(Error::new(Kind::Internal, "an event without its transaction"));
+        };
+        open.has_events = true;
+        self.events.push(Event {
+            position: Position::Postgres { stream: self.stream, commit_lsn: open.commit_lsn, index },
+            transaction: Transaction { id: open.id.clone(), index, last: false },
+            committed_at: open.committed_at,
+            who: open.who.clone(),
+            item,
+        });
+        Ok(())
+    }
+}
+
+/// The plan of a relation; none if it is not mapped.
+fn plan(relations: &HashMap<u32, Option<Plan>>, oid: u32) -> Result<Option<&Plan>> {
+    match relations.get(&oid) {
+        Some(plan) => Ok(plan.as_ref()),
+        None => {
+            Err(Error::new(Kind::Protocol, "a change of a relation that was not announced in the replication stream"))
+        }
+    }
+}
+
+/// Takes over what a message says about who acts; what it leaves out stays as it was.
+fn name_actor(who: &mut Who, content: &[u8]) {
+    let set = |place: &mut Str, name: Option<&str>| {
+        if let Some(name) = name {
+            *place = Str::new(shortened(name));
+        }
+    };
+    match serde_json::from_slice::<Actor>(content) {
+        Ok(actor) => {
+            set(&mut who.user, actor.user.as_deref());
+            set(&mut who.role, actor.role.as_deref());
+            set(&mut who.application, actor.application.as_deref());
+        }
+        Err(_) => set(&mut who.user, std::str::from_utf8(content).ok()),
+    }
+}
+
+/// The longest start of the name within the limit.
+fn shortened(name: &str) -> &str {
+    name.get(..name.floor_char_boundary(NAME_MAX)).unwrap_or(name)
+}

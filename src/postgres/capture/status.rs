@@ -1,0 +1,69 @@
+//! What capture is doing, readable at any time by status pages and metrics.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+
+use crate::change::Lsn;
+use crate::clock::Micros;
+
+/// Counters and places of a capture, kept over its restarts. Written by capture alone.
+#[derive(Debug, Default)]
+pub struct CaptureStatus {
+    pub(super) connected: AtomicBool,
+    pub(super) received_lsn: AtomicU64,
+    pub(super) durable_lsn: AtomicU64,
+    pub(super) acknowledged_lsn: AtomicU64,
+    pub(super) server_wal_end: AtomicU64,
+    pub(super) last_commit_time: AtomicI64,
+    pub(super) transactions: AtomicU64,
+    pub(super) events: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    pub(super) duplicates: AtomicU64,
+    pub(super) batches_in_flight: AtomicU64,
+}
+
+/// What [`CaptureStatus`] says at one moment. The places are not read at one instant, so a later one may be ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CaptureSnapshot {
+    /// Whether the stream is running.
+    pub connected: bool,
+    /// How far the stream has been received.
+    pub received_lsn: Lsn,
+    /// How far it is durable in the change log.
+    pub durable_lsn: Lsn,
+    /// How far the server was told so.
+    pub acknowledged_lsn: Lsn,
+    /// How far the server has sent or read its own log.
+    pub server_wal_end: Lsn,
+    /// The commit time of the last transaction, in microseconds since the Unix epoch; 0 before the first.
+    pub last_commit_time: Micros,
+    /// Transactions received.
+    pub transactions: u64,
+    /// Events offered to the change log.
+    pub events: u64,
+    /// Bytes read from the server.
+    pub bytes: u64,
+    /// Events that the change log dropped because it had them.
+    pub duplicates: u64,
+    /// Batches offered and not yet durable.
+    pub batches_in_flight: u64,
+}
+
+impl CaptureStatus {
+    /// What it says now.
+    pub fn snapshot(&self) -> CaptureSnapshot {
+        let lsn = |at: &AtomicU64| Lsn(at.load(Relaxed));
+        CaptureSnapshot {
+            connected: self.connected.load(Relaxed),
+            acknowledged_lsn: lsn(&self.acknowledged_lsn),
+            durable_lsn: lsn(&self.durable_lsn),
+            received_lsn: lsn(&self.received_lsn),
+            server_wal_end: lsn(&self.server_wal_end),
+            last_commit_time: self.last_commit_time.load(Relaxed),
+            transactions: self.transactions.load(Relaxed),
+            events: self.events.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+            duplicates: self.duplicates.load(Relaxed),
+            batches_in_flight: self.batches_in_flight.load(Relaxed),
+        }
+    }
+}

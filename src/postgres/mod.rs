@@ -1,0 +1,20 @@
+//! Everything that speaks to PostgreSQL.
+//!
+//! [`endpoint`] and [`connect`] open every connection. [`wire`] and [`pgoutput`] are the replication protocol, [`slot`] what it
+//! reads from, [`capture`] the stream into the change log, [`backfill`] what was there before.
+
+pub mod backfill;
+pub mod capture;
+pub mod connect;
+pub mod endpoint;
+pub mod install;
+pub mod introspect;
+pub mod pgoutput;
+pub mod preflight;
+pub mod slot;
+pub mod target;
+mod tls;
+pub mod wire;
+
+pub use connect::{BoxedStream, ByteStream, Session, SessionDriver, classify, database_error, open_session};
+pub use endpoint::{Endpoint, Host, SslMode};

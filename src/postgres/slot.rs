@@ -1,0 +1,554 @@
+//! The publication and the replication slot that a link's stream comes from: making, checking and removing them.
+//!
+//! The publication comes before the slot, because the server looks it up as of the time of each change that it decodes.
+//! It publishes inserts, updates and deletes, and partitioned tables as their root; it does not publish `TRUNCATE`, since
+//! the stream cannot tell which rows it removed (the mirror's own trigger deals with it).
+//!
+//! A slot remembers only how far somebody has acknowledged. Started at an older place, the server begins at the later one
+//! without a word. So after each start the slot is read again and compared with what the change log holds
+//! ([`check_continuity`]); a difference is [`Kind::StreamLost`], never skipped in silence.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+use tokio_postgres::Client;
+
+use super::connect::database_error;
+use super::endpoint::Endpoint;
+use super::wire;
+use crate::change::{Lsn, Position, Str, StreamId};
+use crate::error::{Error, Kind, Result};
+
+/// How long creating a slot may wait for transactions that were open before it.
+const CREATE_TIMEOUT: Duration = Duration::from_mins(2);
+/// The server may take a moment to notice that a slot's reader has gone.
+const DROP_TRIES: u32 = 50;
+const DROP_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// The oldest server whose `pgoutput` carries logical messages: 14.
+const SERVER_VERSION_MIN: i32 = 140_000;
+/// The index of a position that stands for "everything before the LSN after this one".
+const EVERYTHING: u32 = u32::MAX;
+
+/// What a slot is like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Its name.
+    pub name: String,
+    /// Its output plugin; none for a physical slot.
+    pub plugin: Option<String>,
+    /// Its database; none for a physical slot.
+    pub database: Option<String>,
+    /// The server process that streams from it, if one does.
+    pub active_pid: Option<i32>,
+    /// How far it is acknowledged.
+    pub confirmed_flush_lsn: Option<Lsn>,
+    /// From where the server keeps its log for it.
+    pub restart_lsn: Option<Lsn>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// How many bytes may still be written before the slot is in danger; none without a limit.
+    pub safe_wal_bytes: Option<i64>,
+    /// How far the server's log goes.
+    pub current_lsn: Lsn,
+}
+
+/// What [`ensure_publication`] did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PublicationChange {
+    /// Whether the publication is new.
+    pub created: bool,
+    /// Tables that were added, as `schema.table`.
+    pub added: Vec<String>,
+    /// Tables that were removed, as `schema.table`.
+    pub removed: Vec<String>,
+}
+
+type Table = (String, String);
+
+/// Makes the publication exist with exactly these tables (`(schema, table)`). A publication of all tables is left as it is.
+pub async fn ensure_publication(client: &Client, publication: &str, tables: &[Table]) -> Result<PublicationChange> {
+    let name = escape_identifier(publication);
+    let doing = format!("setting up the publication `{publication}`");
+    let options = "publish = 'insert, update, delete', publish_via_partition_root = true";
+    let wanted: BTreeSet<&Table> = tables.iter().collect();
+    let existing = client
+        .query_opt(
+            "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND NOT pubtruncate AND pubviaroot \
+             FROM pg_catalog.pg_publication WHERE pubname = $1",
+            &[&publication],
+        )
+        .await
+        .map_err(|e| database_error(&doing, e))?;
+    let Some(existing) = existing else {
+        let list = table_list(&wanted);
+        let of = if list.is_empty() { String::new() } else { format!(" FOR TABLE {list}") };
+        run(client, &doing, &format!("CREATE PUBLICATION {name}{of} WITH ({options})")).await?;
+        return Ok(PublicationChange { created: true, added: names(&wanted), removed: Vec::new() });
+    };
+    if !existing.get::<_, bool>(1) {
+        run(client, &doing, &format!("ALTER PUBLICATION {name} SET ({options})")).await?;
+    }
+    if existing.get::<_, bool>(0) {
+        return Ok(PublicationChange::default());
+    }
+    let direct = published(client, &doing, DIRECT_TABLES, publication).await?;
+    let effective = published(client, &doing, EFFECTIVE_TABLES, publication).await?;
+    let added: BTreeSet<&Table> = wanted.iter().copied().filter(|t| !effective.contains(*t)).collect();
+    let removed: BTreeSet<&Table> = direct.iter().filter(|t| !wanted.contains(t)).collect();
+    if !added.is_empty() {
+        run(client, &doing, &format!("ALTER PUBLICATION {name} ADD TABLE {}", table_list(&added))).await?;
+    }
+    if !removed.is_empty() {
+        run(client, &doing, &format!("ALTER PUBLICATION {name} DROP TABLE {}", table_list(&removed))).await?;
+    }
+    Ok(PublicationChange { created: false, added: names(&added), removed: names(&removed) })
+}
+
+/// Checks that the publication publishes every insert, update and delete of these tables (`(schema, table)`), since what it
+/// leaves out would be missed in silence. A column that it leaves out is found when the stream describes the table.
+pub async fn check_publication(client: &Client, publication: &str, tables: &[Table]) -> Result<()> {
+    let doing = format!("checking the publication `{publication}`");
+    let sql = "SELECT pubinsert AND pubupdate AND pubdelete FROM pg_catalog.pg_publication WHERE pubname = $1";
+    let row = client.query_opt(sql, &[&publication]).await.map_err(|e| database_error(&doing, e))?;
+    let what = match row.map(|row| row.get::<_, bool>(0)) {
+        None => "does not exist".to_owned(),
+        Some(false) => "does not publish all of insert, update and delete".to_owned(),
+        Some(true) => {
+            let effective = published(client, &doing, EFFECTIVE_TABLES, publication).await?;
+            let missing: BTreeSet<&Table> = tables.iter().filter(|t| !effective.contains(t)).collect();
+            if missing.is_empty() {
+                let filtered = published(client, &doing, FILTERED_TABLES, publication).await?;
+                let filtered: BTreeSet<&Table> = tables.iter().filter(|t| filtered.contains(t)).collect();
+                if filtered.is_empty() {
+                    return Ok(());
+                }
+                let message = format!(
+                    "the publication `{publication}` leaves out rows of {} by a row filter, and their changes would be missed in \
+                     silence; take the filter off (ALTER PUBLICATION ... SET TABLE)",
+                    names(&filtered).join(", ")
+                );
+                return Err(Error::new(Kind::Configuration, message));
+            }
+            format!("lacks {}", names(&missing).join(", "))
+        }
+    };
+    let message = format!("the publication `{publication}` {what}; run `tidelock init`");
+    Err(Error::new(Kind::Configuration, message))
+}
+
+/// The tables that were added one by one.
+const DIRECT_TABLES: &str = "SELECT n.nspname, c.relname FROM pg_catalog.pg_publication_rel r \
+     JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
+     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1";
+/// The tables whose changes are published, for whatever reason.
+const EFFECTIVE_TABLES: &str =
+    "SELECT schemaname::text, tablename::text FROM pg_catalog.pg_publication_tables WHERE pubname = $1";
+
+/// The tables of which only some rows are published. PostgreSQL 14 knows no row filters, and no such column.
+const FILTERED_TABLES: &str = "SELECT schemaname::text, tablename::text FROM pg_catalog.pg_publication_tables AS t \
+     WHERE pubname = $1 AND pg_catalog.to_jsonb(t) ->> 'rowfilter' IS NOT NULL";
+
+async fn published(client: &Client, doing: &str, sql: &str, publication: &str) -> Result<BTreeSet<Table>> {
+    let rows = client.query(sql, &[&publication]).await.map_err(|e| database_error(doing, e))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+fn table_list(tables: &BTreeSet<&Table>) -> String {
+    let quoted: Vec<String> =
+        tables.iter().map(|(s, t)| format!("{}.{}", escape_identifier(s), escape_identifier(t))).collect();
+    quoted.join(", ")
+}
+
+fn names(tables: &BTreeSet<&Table>) -> Vec<String> {
+    tables.iter().map(|(schema, table)| format!("{schema}.{table}")).collect()
+}
+
+async fn run(client: &Client, doing: &str, sql: &str) -> Result<()> {
+    client.batch_execute(sql).await.map_err(|error| {
+        let denied = error.code().is_some_and(|c| c.code() == "42501");
+        let error = database_error(doing, error);
+        if denied {
+            let advice = "the role must own the tables and have CREATE on the database; or have their owner run";
+            return Error::new(Kind::Denied, format!("{error}; {advice}: {sql}")).caused_by(error);
+        }
+        error
+    })
+}
+
+/// Checks what the server must be like before a slot can be made.
+pub async fn check_server(client: &Client) -> Result<()> {
+    let doing = "checking the server's settings";
+    let row = client
+        .query_one(
+            "SELECT current_setting('server_version_num')::int, current_setting('wal_level'), pg_is_in_recovery()",
+            &[],
+        )
+        .await
+        .map_err(|e| database_error(doing, e))?;
+    let (version, wal_level): (i32, String) = (row.get(0), row.get(1));
+    if row.get(2) {
+        let message = "the server is a standby, or still recovering; Tidelock connects to the primary";
+        return Err(Error::new(Kind::Unavailable, message));
+    }
+    if version < SERVER_VERSION_MIN {
+        let message = format!("PostgreSQL {} is too old; Tidelock needs 14 or newer", version / 10_000);
+        return Err(Error::new(Kind::Configuration, message));
+    }
+    if wal_level != "logical" {
+        let message = format!(
+            "the server runs with wal_level = {wal_level}, and capture needs `logical`; set wal_level = logical in \
+             postgresql.conf (on a managed service its own switch, such as rds.logical_replication) and restart the server"
+        );
+        return Err(Error::new(Kind::Configuration, message));
+    }
+    Ok(())
+}
+
+/// Makes the slot exist and returns it; one that exists is checked and left as it is.
+///
+/// Making one waits until every transaction that is open now has ended, at most two minutes.
+pub async fn ensure_slot(client: &Client, slot: &str) -> Result<Slot> {
+    check_server(client).await?;
+    if let Some(existing) = read_slot(client, slot).await? {
+        check_kind(client, &existing).await?;
+        return Ok(existing);
+    }
+    let create = format!(
+        "BEGIN; SET LOCAL statement_timeout = {}; SELECT pg_catalog.pg_create_logical_replication_slot({}, 'pgoutput'); COMMIT",
+        CREATE_TIMEOUT.as_millis(),
+        escape_literal(slot),
+    );
+    if let Err(error) = client.batch_execute(&create).await {
+        let described = slot_creation_error(client, slot, error).await;
+        if let Err(rollback) = client.batch_execute("ROLLBACK").await {
+            tracing::debug!(error = %rollback, "cannot roll back after a failed slot creation");
+        }
+        return Err(described);
+    }
+    read_slot(client, slot).await?.ok_or_else(|| missing(slot))
+}
+
+async fn slot_creation_error(client: &Client, slot: &str, error: tokio_postgres::Error) -> Error {
+    let doing = format!("creating the replication slot `{slot}`");
+    let code = error.code().map(|c| c.code().to_owned()).unwrap_or_default();
+    let error = database_error(&doing, error);
+    let (kind, advice) = match code.as_str() {
+        "42501" => (Kind::Denied, "give the role the attribute REPLICATION: ALTER ROLE ... REPLICATION".to_owned()),
+        "53400" => (
+            Kind::Configuration,
+            "drop a slot that nobody needs, or raise max_replication_slots and restart".to_owned(),
+        ),
+        "57014" => (Kind::Unavailable, open_transactions(client).await),
+        _ => return error,
+    };
+    Error::new(kind, format!("{error}; {advice}")).caused_by(error)
+}
+
+/// Who keeps a slot from being made. The failed transaction is rolled back first, as nothing runs in it.
+async fn open_transactions(client: &Client) -> String {
+    let sql = "ROLLBACK; SELECT string_agg(pid::text, ', ') FROM pg_catalog.pg_stat_activity \
+               WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()";
+    let pids = client.simple_query(sql).await.ok().and_then(|messages| {
+        messages.iter().find_map(|m| match m {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        })
+    });
+    let who = pids.map(|pids| format!(" (process ids {pids})")).unwrap_or_default();
+    format!("it waits for transactions that are open{who}; end them and try again")
+}
+
+/// Reads the slot, if it exists.
+pub async fn read_slot(client: &Client, slot: &str) -> Result<Option<Slot>> {
+    // LSNs travel as text: the driver has no type for them that we want.
+    let sql = "SELECT slot_name::text, plugin::text, database::text, active_pid, confirmed_flush_lsn::text, \
+               restart_lsn::text, wal_status, safe_wal_size, pg_catalog.pg_current_wal_insert_lsn()::text \
+               FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
+    let doing = format!("reading the replication slot `{slot}`");
+    let row = client.query_opt(sql, &[&slot]).await.map_err(|e| database_error(&doing, e))?;
+    let Some(row) = row else { return Ok(None) };
+    let lsn = |column: usize| row.get::<_, Option<String>>(column).and_then(|text| text.parse().ok());
+    Ok(Some(Slot {
+        name: row.get(0),
+        plugin: row.get(1),
+        database: row.get(2),
+        active_pid: row.get(3),
+        confirmed_flush_lsn: lsn(4),
+        restart_lsn: lsn(5),
+        wal_status: row.get(6),
+        safe_wal_bytes: row.get(7),
+        current_lsn: lsn(8).unwrap_or_default(),
+    }))
+}
+
+/// Checks that the slot is ours to read from and not invalidated.
+async fn check_kind(client: &Client, slot: &Slot) -> Result<()> {
+    let name = &slot.name;
+    let wrong = |what: String| {
+        let message = format!("the replication slot `{name}` exists but {what}; name another slot, or drop that one");
+        Err(Error::new(Kind::Configuration, message))
+    };
+    if slot.plugin.as_deref() != Some("pgoutput") {
+        return wrong(format!("its plugin is {}", slot.plugin.as_deref().unwrap_or("none (it is physical)")));
+    }
+    let here: String = client
+        .query_one("SELECT pg_catalog.current_database()::text", &[])
+        .await
+        .map_err(|e| database_error("reading the database's name", e))?
+        .get(0);
+    if slot.database.as_deref() != Some(here.as_str()) {
+        return wrong(format!("belongs to the database `{}`", slot.database.as_deref().unwrap_or_default()));
+    }
+    if slot.wal_status.as_deref() == Some("lost") {
+        return Err(invalidated(name));
+    }
+    Ok(())
+}
+
+fn invalidated(slot: &str) -> Error {
+    let message = format!(
+        "the replication slot `{slot}` was invalidated: the server removed log that Tidelock had not read yet \
+         (max_slot_wal_keep_size, or an idle timeout). Changes are missing from the stream: drop the slot \
+         and start the link with a new log (`log` in [link]), so that every row is read again"
+    );
+    Error::new(Kind::StreamLost, message)
+}
+
+fn missing(slot: &str) -> Error {
+    let message = format!(
+        "the replication slot `{slot}` does not exist. If it was dropped, changes may be missing from the stream: start \
+         the link with a new log (`log` in [link]), so that every row is read again"
+    );
+    Error::new(Kind::StreamLost, message)
+}
+
+/// What an error of `START_REPLICATION` or of the stream itself means.
+pub(crate) fn stream_error(slot: &str, publication: &str, code: &str, message: &str) -> Option<Error> {
+    let publication_missing = code == "42704" && message.contains("publication");
+    Some(match code {
+        _ if publication_missing => Error::new(
+            Kind::Configuration,
+            format!(
+                "the publication `{publication}` does not exist, or did not exist yet when the slot `{slot}` was made \
+                 ({message}); run `tidelock init`"
+            ),
+        ),
+        "42704" => missing(slot),
+        "55006" => Error::new(
+            Kind::Unavailable,
+            format!("{message}: another connection reads from it; if no other Tidelock runs, the server notices soon"),
+        ),
+        "55000" if message.contains("can no longer get changes") || message.contains("invalidated") => {
+            invalidated(slot)
+        }
+        "55000" if message.contains("cannot read from logical replication slot") => invalidated(slot),
+        "55000" if message.contains("wal_level") => Error::new(
+            Kind::Configuration,
+            format!("{message}; set wal_level = logical in postgresql.conf and restart the server"),
+        ),
+        "58P01" => invalidated(slot),
+        _ => return None,
+    })
+}
+
+/// What comes before the timeline's number in an identity.
+const TIMELINE: &str = ", timeline ";
+
+/// What makes the stream this stream and no other: the database system, the database and the slot. With it goes the timeline that
+/// its places are on: a standby that is promoted is the same system, and its log goes another way from there on
+/// ([`same_stream`], [`check_timeline`]).
+pub async fn stream_identity(client: &Client, slot: &str) -> Result<Str> {
+    let sql = "SELECT system_identifier::text, pg_catalog.current_database()::text, \
+               pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()) FROM pg_catalog.pg_control_system()";
+    let row =
+        client.query_one(sql, &[]).await.map_err(|e| database_error("reading the database system's identifier", e))?;
+    let (system, database, file): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
+    let timeline = file.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).ok_or_else(|| {
+        Error::new(Kind::Protocol, format!("the server's log file has the name `{file}`, which names no timeline"))
+    })?;
+    Ok(Str::from(format!("system {system}, database {database}, slot {slot}{TIMELINE}{timeline}")))
+}
+
+/// The timeline in an identity; logs of earlier versions know none.
+pub fn timeline_of(identity: &str) -> Option<u32> {
+    identity.rsplit_once(TIMELINE).and_then(|(_, number)| number.parse().ok())
+}
+
+/// Whether two identities are of one stream, on whatever timelines.
+pub fn same_stream(one: &str, other: &str) -> bool {
+    let without = |identity| match timeline_of(identity) {
+        Some(_) => identity.rsplit_once(TIMELINE).map_or(identity, |(before, _)| before),
+        None => identity,
+    };
+    without(one) == without(other)
+}
+
+/// Checks that a server on the timeline `current` has everything that the change log has: our last place, which is on the
+/// timeline `known`, must come before the place where the server's `history` leaves that timeline. Above all a standby
+/// that was behind when it was promoted has log of its own at places that ours had something else at.
+pub fn check_timeline(slot: &str, known: u32, current: u32, history: &str, durable: &Position) -> Result<()> {
+    let Position::Postgres { commit_lsn, .. } = durable else {
+        return Err(Error::new(Kind::Internal, format!("the position {durable} is not of PostgreSQL")));
+    };
+    if known == current {
+        return Ok(());
+    }
+    let left_at = history.lines().find_map(|line| {
+        let mut parts = line.split_whitespace();
+        let is_known = parts.next()?.parse() == Ok(known);
+        parts.next()?.parse::<Lsn>().ok().filter(|_| is_known)
+    });
+    let why = match left_at {
+        Some(left_at) if *commit_lsn < left_at => return Ok(()),
+        Some(left_at) => format!(
+            "it left timeline {known} at {left_at}, but the change log has that timeline up to {commit_lsn}: a standby that was \
+             behind was promoted, or the server was restored to an earlier moment, and the changes since then are gone there"
+        ),
+        None => format!("it does not come from timeline {known}, which the change log has read"),
+    };
+    let message = format!(
+        "the server of the replication slot `{slot}` is now on timeline {current}, and {why}. Drop the slot and start the link \
+         with a new log (`log` in [link]), so that every row is read again"
+    );
+    Err(Error::new(Kind::StreamLost, message))
+}
+
+/// The history of a timeline, as the server keeps it: for each one before it, where it was left.
+pub async fn timeline_history(endpoint: &Endpoint, timeline: u32) -> Result<String> {
+    let doing = format!("reading the history of timeline {timeline}");
+    let mut connection = wire::connect(endpoint).await?;
+    let command = format!("TIMELINE_HISTORY {timeline}");
+    let asking = connection.simple_query(&command);
+    let rows = match tokio::time::timeout(endpoint.connect_timeout, asking).await {
+        Ok(answered) => answered.map_err(|e| e.at(endpoint).within(&doing))?,
+        Err(_) => return Err(Error::new(Kind::Unavailable, format!("{doing}: {endpoint} does not answer"))),
+    };
+    let history = rows.into_iter().next().and_then(|row| row.into_iter().nth(1)).flatten();
+    history.ok_or_else(|| Error::new(Kind::Protocol, format!("{doing}: {endpoint} answered none")))
+}
+
+/// The position that stands for the stream having been read up to `lsn`, exclusive: past every transaction that ends at or
+/// before it, and before every one that comes after.
+pub fn position_before(stream: StreamId, lsn: Lsn) -> Position {
+    Position::Postgres { stream, commit_lsn: Lsn(lsn.0.saturating_sub(1)), index: EVERYTHING }
+}
+
+/// How far a durable position lets the slot be acknowledged, and from where the stream is asked for.
+///
+/// A change's position lies in its transaction, which is sent again whole (and its durable part dropped as duplicates).
+pub fn acknowledgeable(commit_lsn: Lsn, index: u32) -> Lsn {
+    if index == EVERYTHING { Lsn(commit_lsn.0.saturating_add(1)) } else { commit_lsn }
+}
+
+/// Checks that the slot, now active in our hands, continues where the change log ends. `durable` is how far the log lets the
+/// slot be acknowledged; none for a stream that is read for the first time.
+pub fn check_continuity(slot: &Slot, durable: Option<Lsn>) -> Result<()> {
+    if slot.wal_status.as_deref() == Some("lost") {
+        return Err(invalidated(&slot.name));
+    }
+    let Some(durable) = durable else { return Ok(()) };
+    let name = &slot.name;
+    if let Some(confirmed) = slot.confirmed_flush_lsn.filter(|confirmed| *confirmed > durable) {
+        let message = format!(
+            "the replication slot `{name}` stands at {confirmed}, but the change log has its stream only up to {durable}: \
+             the changes in between will never come. Something else read or advanced the slot, it was dropped and made \
+             again, or the change log is an older copy. Drop the slot and start \
+             the link with a new log (`log` in [link]), so that every row is read again"
+        );
+        return Err(Error::new(Kind::StreamLost, message));
+    }
+    if durable > slot.current_lsn {
+        let message = format!(
+            "the change log has the stream of the slot `{name}` up to {durable}, but the server's own log ends at {}: \
+             the server was restored from a backup, or a standby that was behind was promoted. Drop the slot and start \
+             the link with a new log (`log` in [link]), so that every row is read again",
+            slot.current_lsn
+        );
+        return Err(Error::new(Kind::StreamLost, message));
+    }
+    Ok(())
+}
+
+/// Removes the slot and the publication, as far as they exist. A slot that is still in use is waited for a little while.
+pub async fn drop_stream(client: &Client, slot: &str, publication: &str) -> Result<()> {
+    let sql = "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots \
+               WHERE slot_name = $1";
+    let mut tries = DROP_TRIES;
+    while let Err(error) = client.execute(sql, &[&slot]).await {
+        let in_use = error.code().is_some_and(|code| code.code() == "55006");
+        tries -= 1;
+        if !in_use || tries == 0 {
+            return Err(database_error(&format!("dropping the replication slot `{slot}`"), error));
+        }
+        tokio::time::sleep(DROP_AGAIN_AFTER).await;
+    }
+    let drop = format!("DROP PUBLICATION IF EXISTS {}", escape_identifier(publication));
+    client
+        .batch_execute(&drop)
+        .await
+        .map_err(|e| database_error(&format!("dropping the publication `{publication}`"), e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(confirmed: u64, current: u64) -> Slot {
+        Slot {
+            name: "s".into(),
+            plugin: Some("pgoutput".into()),
+            database: Some("d".into()),
+            active_pid: None,
+            confirmed_flush_lsn: Some(Lsn(confirmed)),
+            restart_lsn: Some(Lsn(1)),
+            wal_status: Some("reserved".into()),
+            safe_wal_bytes: None,
+            current_lsn: Lsn(current),
+        }
+    }
+
+    #[test]
+    fn a_slot_past_the_log_or_a_log_past_the_server_is_a_lost_stream() {
+        assert!(check_continuity(&slot(100, 200), None).is_ok());
+        assert!(check_continuity(&slot(100, 200), Some(Lsn(100))).is_ok());
+        assert!(check_continuity(&slot(100, 200), Some(Lsn(150))).is_ok());
+        for (slot, durable) in [(slot(101, 200), 100), (slot(100, 200), 201)] {
+            assert_eq!(check_continuity(&slot, Some(Lsn(durable))).unwrap_err().kind(), Kind::StreamLost);
+        }
+        let lost = Slot { wal_status: Some("lost".into()), ..slot(1, 2) };
+        assert_eq!(check_continuity(&lost, None).unwrap_err().kind(), Kind::StreamLost);
+    }
+
+    #[test]
+    fn a_timeline_that_left_ours_before_our_place_is_a_lost_stream() {
+        let one = "system 7, database d, slot s, timeline 3";
+        assert_eq!((timeline_of(one), timeline_of("system 7, database d, slot s")), (Some(3), None));
+        assert!(same_stream(one, "system 7, database d, slot s, timeline 4"));
+        assert!(same_stream(one, "system 7, database d, slot s"));
+        assert!(!same_stream(one, "system 8, database d, slot s, timeline 3"));
+        assert!(!same_stream("system 7, database d, slot s, timeline x", "system 7, database d, slot s"));
+
+        let at = |lsn| Position::Postgres { stream: StreamId(0), commit_lsn: Lsn(lsn), index: 0 };
+        let history = "1\t0/100\tno recovery target specified\n\n2\t0/200\tbefore 2000-01-01\n";
+        let checked = |known, current, lsn| check_timeline("s", known, current, history, &at(lsn));
+        for (known, current, lsn) in [(1, 1, 0xfff), (1, 3, 0xff), (2, 3, 0x1ff), (3, 3, 0xfff)] {
+            assert!(checked(known, current, lsn).is_ok(), "{known} {current} {lsn:x}");
+        }
+        // Behind, of a branch that this server does not come from, and back on an earlier timeline.
+        for (known, current, lsn) in [(1, 3, 0x100), (2, 3, 0x200), (4, 3, 0x50), (3, 1, 0x50)] {
+            assert_eq!(checked(known, current, lsn).unwrap_err().kind(), Kind::StreamLost, "{known} {current} {lsn:x}");
+        }
+        assert!(check_timeline("s", 1, 2, "garbage\n1 x y\n", &at(1)).is_err());
+        // Everything before the place of the switch, and nothing after it, is no loss.
+        assert!(check_timeline("s", 1, 3, history, &position_before(StreamId(0), Lsn(0x100))).is_ok());
+    }
+
+    #[test]
+    fn a_position_before_an_lsn_leaves_room_for_what_comes_there() {
+        let Position::Postgres { commit_lsn, index, .. } = position_before(StreamId(1), Lsn(500)) else { panic!() };
+        assert!((commit_lsn, index) < (Lsn(500), 0), "a transaction whose commit lies there is not a duplicate");
+        assert_eq!(acknowledgeable(commit_lsn, index), Lsn(500));
+        assert_eq!(acknowledgeable(Lsn(500), 3), Lsn(500));
+    }
+}

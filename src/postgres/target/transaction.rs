@@ -1,0 +1,529 @@
+//! One attempt at a batch: one transaction.
+//!
+//! 1. Open: mark the transaction as ours, check that the cursor is where we left it (nobody else writes for this link).
+//! 2. Look at every row that is to be updated or deleted, lock it, and compare it with what the log believes. Nobody's lock is
+//!    waited for.
+//! 3. Carry out the groups. Each runs under a savepoint; one that fails on its data is halved until the rows at fault
+//!    stand alone, and the rest goes through.
+//! 4. Close: deferred constraints, the cursor, the closing message with what was applied and what was skipped; commit.
+
+use postgres_protocol::escape::escape_literal;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use super::TargetOptions;
+use super::backend::{Backend, ticket};
+use super::fault::{Fault, Refusal};
+use super::plan::{Fate, Group, Search, Tables, groups, searches};
+use super::table::{Field, Locator, Table};
+use crate::change::{FieldId, Key, Offset, Str, Value, WriteKind};
+use crate::error::{Error, Kind};
+use crate::flow::Write;
+use crate::mapping::{from_postgres, normalise};
+
+/// The prefix of our own logical messages.
+pub(super) const MESSAGE_PREFIX: &str = "tidelock";
+
+/// SQLSTATE of a write that names no row, or more than one.
+const AMBIGUOUS: &str = "21000";
+/// SQLSTATE of a write that a trigger suppressed, or that has nothing to find its row by.
+const NO_DATA: &str = "02000";
+/// SQLSTATE of a write to a column that the server computes.
+const GENERATED: &str = "428C9";
+
+/// Texts of a row's primary key, in key order.
+type KeyText = Vec<Str>;
+
+/// A transaction under way.
+pub(super) struct Attempt<'a> {
+    backend: &'a mut Backend,
+    options: &'a TargetOptions,
+    tables: &'a Tables,
+    batch: &'a [Write],
+    /// Whether deferrable constraints are checked by each statement, so that a violation is found at its row.
+    immediate: bool,
+    fates: Vec<Fate>,
+    keys: Vec<Option<KeyText>>,
+}
+
+/// By what rows are looked for.
+#[derive(Debug, Clone, Copy)]
+enum Sought {
+    /// The row that an update or delete is for.
+    Located(Locator),
+    /// The row that a create would make.
+    Own { with_key: bool },
+}
+
+/// What a group's statement did with part of its writes.
+enum Ran {
+    /// As many rows as writes.
+    Whole,
+    /// Fewer rows than writes, or more: not kept.
+    Uneven,
+    /// Not acceptable; not kept.
+    Refused(Refusal),
+}
+
+impl<'a> Attempt<'a> {
+    /// Carries the batch out and commits. The answer has one fate per write, none of them open.
+    pub(super) async fn run(
+        backend: &'a mut Backend,
+        options: &'a TargetOptions,
+        tables: &'a Tables,
+        batch: &'a [Write],
+        immediate: bool,
+    ) -> Result<Vec<Fate>, Fault> {
+        let keys = batch.iter().map(|write| write.key.as_ref().map(Key::parts)).collect();
+        let fates = vec![Fate::Open; batch.len()];
+        let mut attempt = Self { backend, options, tables, batch, immediate, fates, keys };
+        attempt.open().await?;
+        attempt.compare_all().await?;
+        attempt.skip_existing().await?;
+        attempt.carry_out().await?;
+        attempt.close().await?;
+        Ok(attempt.fates)
+    }
+
+    async fn open(&mut self) -> Result<(), Fault> {
+        let doing = "opening a transaction";
+        let message = serde_json::json!({ "open": { "link": self.options.link } }).to_string();
+        let mut statements = begin(&message);
+        if self.immediate {
+            statements.push_str("SET CONSTRAINTS ALL IMMEDIATE; ");
+        }
+        statements.push_str("SELECT ticket FROM tidelock.replay WHERE ");
+        statements.push_str(&self.cursor_row());
+        statements.push_str(" FOR UPDATE");
+        self.backend.begun();
+        let cursor = ticket(&self.backend.simple(&statements, doing).await?)?;
+        if cursor != self.backend.cursor {
+            let message = format!(
+                "another Tidelock has written to this database for link {:?} since this one read the cursor; only one \
+                 may run",
+                self.options.link
+            );
+            return Err(Fault::Fatal(Error::new(Kind::Unavailable, message)));
+        }
+        Ok(())
+    }
+
+    fn cursor_row(&self) -> String {
+        format!("link = {} AND log = {}", escape_literal(&self.options.link), escape_literal(&self.options.log))
+    }
+
+    async fn compare_all(&mut self) -> Result<(), Fault> {
+        let (searches, nameless) = searches(self.batch, self.tables);
+        for place in nameless {
+            let refusal = Refusal::new(NO_DATA, "the write names no row: neither primary key nor a mapped id is known");
+            self.settle(place, Fate::Refused(refusal));
+        }
+        for search in searches {
+            self.compare(&search).await?;
+        }
+        Ok(())
+    }
+
+    /// Locks the rows of a search and compares them. A row that is missing or differs is skipped, one that somebody else holds
+    /// locked is put off.
+    async fn compare(&mut self, search: &Search) -> Result<(), Fault> {
+        let Some(table) = self.tables.get(&search.mapping) else { return Ok(()) };
+        let doing = format!("comparing rows of {}", table.label);
+        let sought = Sought::Located(search.locator);
+        let rows =
+            self.query(&table.select(search.locator, &search.fields), table, &search.members, sought, &doing).await?;
+        let mut found = vec![0u32; self.batch.len()];
+        let mut equal = vec![false; self.batch.len()];
+        for row in &rows {
+            let place = cell::<i32>(row, 0, &doing)? as usize;
+            let (Some(count), Some(write)) = (found.get_mut(place), self.batch.get(place)) else { continue };
+            *count += 1;
+            let key = (0..table.key_width())
+                .map(|n| cell::<Option<&str>>(row, n + 1, &doing).map(|text| Str::new(text.unwrap_or_default())))
+                .collect::<Result<KeyText, Fault>>()?;
+            let same = holds_expected(write, &search.fields, table, row, &doing)?;
+            if let (Some(known), Some(verdict)) = (self.keys.get_mut(place), equal.get_mut(place)) {
+                *known = Some(key);
+                *verdict = same;
+            }
+        }
+        // Rows that were not found may be locked, and a row may have a double that is.
+        let unsure = |place: &&usize| found.get(**place) == Some(&0) || !table.names_one(search.locator);
+        let unsure: Vec<usize> = search.members.iter().filter(unsure).copied().collect();
+        let mut there = found.clone();
+        if !unsure.is_empty() {
+            unsure.iter().filter_map(|place| there.get_mut(*place).map(|count| *count = 0)).for_each(drop);
+            for row in &self.query(&table.count(search.locator), table, &unsure, sought, &doing).await? {
+                if let Some(count) = there.get_mut(cell::<i32>(row, 0, &doing)? as usize) {
+                    *count += 1;
+                }
+            }
+        }
+        let open: Vec<usize> = search.members.iter().copied().filter(|place| self.is_open(*place)).collect();
+        for place in open {
+            let found = found.get(place).copied().unwrap_or_default();
+            match (there.get(place).copied().unwrap_or_default().max(found), found, equal.get(place)) {
+                (1, 1, Some(true)) => {}
+                (count, ..) if count > 1 => {
+                    let message = format!("{count} rows of {} have the id that names this record", table.label);
+                    self.settle(place, Fate::Refused(Refusal::new(AMBIGUOUS, message)));
+                }
+                (1, 0, _) => self.settle(place, Fate::Locked),
+                _ => self.settle(place, Fate::Skipped),
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a query over these members under a savepoint, and over halves of them where it fails on its data: a row at fault is
+    /// refused alone.
+    async fn query(
+        &mut self,
+        sql: &str,
+        table: &Table,
+        members: &[usize],
+        sought: Sought,
+        doing: &str,
+    ) -> Result<Vec<Row>, Fault> {
+        let mut parts: Vec<Vec<usize>> = vec![members.to_vec()];
+        let mut rows = Vec::new();
+        while let Some(part) = parts.pop() {
+            let texts = self.sought(&part, sought, table);
+            let ordinals: Vec<i32> = part.iter().map(|place| *place as i32).collect();
+            let statement = self.backend.prepare(sql, doing).await?;
+            match self.backend.query_guarded(&statement, &parameters(&ordinals, &texts), doing).await {
+                Ok(found) if rows.is_empty() => rows = found,
+                Ok(found) => rows.extend(found),
+                Err(Fault::Row(refusal)) => {
+                    self.backend.undo(doing).await?;
+                    match part.as_slice() {
+                        [place] => self.settle(*place, Fate::Refused(refusal)),
+                        many => halve(many, &mut parts),
+                    }
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The texts by which rows are looked for: one array for each column.
+    fn sought(&self, members: &[usize], sought: Sought, table: &Table) -> Vec<Vec<Option<String>>> {
+        match sought {
+            Sought::Located(locator) => {
+                let width = if locator == Locator::Key { table.key_width() } else { 1 };
+                let mut texts = vec![Vec::with_capacity(members.len()); width];
+                for place in members {
+                    let located = self.located(*place, locator, table);
+                    for (n, column) in texts.iter_mut().enumerate() {
+                        column.push(located.as_ref().and_then(|parts| parts.get(n)).map(ToString::to_string));
+                    }
+                }
+                texts
+            }
+            Sought::Own { with_key } => {
+                let mut texts = if with_key { self.key_texts(members, table) } else { Vec::new() };
+                for field in table.naming() {
+                    texts.push(members.iter().map(|place| self.naming(*place, field, table)).collect());
+                }
+                texts
+            }
+        }
+    }
+
+    /// The texts by which a write finds its row.
+    fn located(&self, place: usize, locator: Locator, table: &Table) -> Option<KeyText> {
+        match locator {
+            Locator::Key => self.keys.get(place).cloned().flatten(),
+            Locator::Field(field) => self.naming(place, field, table).map(|text| vec![Str::from(text)]),
+        }
+    }
+
+    /// The text of a naming field of a write: the Salesforce id or the external id.
+    fn naming(&self, place: usize, field: FieldId, table: &Table) -> Option<String> {
+        let write = self.batch.get(place)?;
+        let told = if Some(field) == table.id { &write.salesforce_id } else { &write.external_id };
+        let value = write.values.iter().find(|value| value.field == field).map(|value| &value.value);
+        match (value, write.kind) {
+            (Some(value), WriteKind::Create) if !value.is_null() => table.fields.get(&field)?.print(value),
+            _ => told.as_ref().map(ToString::to_string),
+        }
+    }
+
+    /// Skips creates whose row is there already, where no unique index would find out.
+    async fn skip_existing(&mut self) -> Result<(), Fault> {
+        for group in groups(self.batch, &self.fates, self.tables) {
+            let Some(table) = self.tables.get(&group.mapping) else { continue };
+            if group.kind == WriteKind::Create && !table.unguarded().is_empty() {
+                self.look_up(table, &group.members, false).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Skips those creates among `members` whose own row exists already.
+    async fn look_up(&mut self, table: &Table, members: &[usize], with_key: bool) -> Result<(), Fault> {
+        let doing = format!("looking for rows of {} that exist already", table.label);
+        let rows = self.query(&table.lookup(with_key), table, members, Sought::Own { with_key }, &doing).await?;
+        for row in &rows {
+            let place = cell::<i32>(row, 0, &doing)? as usize;
+            self.settle(place, Fate::Skipped);
+        }
+        Ok(())
+    }
+
+    /// Carries out all groups; then, as long as that helps, once more those writes that another one may have mended.
+    async fn carry_out(&mut self) -> Result<(), Fault> {
+        let mut mendable = usize::MAX;
+        loop {
+            for group in groups(self.batch, &self.fates, self.tables) {
+                self.carry_out_group(&group).await?;
+            }
+            let waiting: Vec<usize> = self.waiting().collect();
+            if waiting.is_empty() || waiting.len() >= mendable {
+                return Ok(());
+            }
+            mendable = waiting.len();
+            if !self.fates.contains(&Fate::Applied) {
+                return Ok(());
+            }
+            for place in waiting {
+                self.settle(place, Fate::Open);
+            }
+        }
+    }
+
+    /// Refused writes that another write of the batch may have mended.
+    fn waiting(&self) -> impl Iterator<Item = usize> {
+        self.fates
+            .iter()
+            .enumerate()
+            .filter(|(_, fate)| matches!(fate, Fate::Refused(refusal) if refusal.may_mend()))
+            .map(|(place, _)| place)
+    }
+
+    async fn carry_out_group(&mut self, group: &Group) -> Result<(), Fault> {
+        let Some(table) = self.tables.get(&group.mapping) else { return Ok(()) };
+        if group.kind == WriteKind::Update && group.fields.is_empty() {
+            for place in &group.members {
+                let refusal = Refusal::new(GENERATED, "the server computes these columns; they cannot be written");
+                self.settle(*place, Fate::Refused(refusal));
+            }
+            return Ok(());
+        }
+        let mut parts: Vec<Vec<usize>> = vec![group.members.clone()];
+        let mut looked_up = false;
+        while let Some(members) = parts.pop() {
+            match self.execute(group, table, &members, true).await? {
+                Ran::Whole => members.iter().for_each(|place| self.settle(*place, Fate::Applied)),
+                Ran::Uneven if group.kind == WriteKind::Create && !looked_up => {
+                    looked_up = true;
+                    self.look_up(table, &members, group.with_key).await?;
+                    let rest: Vec<usize> = members.into_iter().filter(|place| self.is_open(*place)).collect();
+                    if !rest.is_empty() {
+                        parts.push(rest);
+                    }
+                }
+                Ran::Uneven => match members.as_slice() {
+                    [place] => self.settle_uneven(group, table, *place).await?,
+                    many => halve(many, &mut parts),
+                },
+                Ran::Refused(refusal) => match members.as_slice() {
+                    [place] => self.settle_refused(group, table, *place, refusal).await?,
+                    many => halve(many, &mut parts),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// One statement under a savepoint, which is kept only if it touched as many rows as there are writes.
+    async fn execute(&mut self, group: &Group, table: &Table, members: &[usize], yielding: bool) -> Result<Ran, Fault> {
+        let (sql, doing) = match group.kind {
+            WriteKind::Create => (table.insert(group.with_key, &group.fields, yielding), "inserting into"),
+            WriteKind::Update => (table.update(&group.fields), "updating"),
+            WriteKind::Delete => (table.delete(), "deleting from"),
+        };
+        let doing = format!("{doing} {}", table.label);
+        let keyed = group.kind != WriteKind::Create || group.with_key;
+        let mut texts = if keyed { self.key_texts(members, table) } else { Vec::new() };
+        for field in &group.fields {
+            let described = table.fields.get(field);
+            texts.push(
+                members
+                    .iter()
+                    .map(|place| {
+                        let write = self.batch.get(*place)?;
+                        let value = write.values.iter().find(|value| value.field == *field)?;
+                        described?.print(&value.value)
+                    })
+                    .collect(),
+            );
+        }
+        let ordinals: Vec<i32> = members.iter().map(|place| *place as i32).collect();
+        let statement = self.backend.prepare(&sql, &doing).await?;
+        let ran = match self.backend.execute_guarded(&statement, &parameters(&ordinals, &texts), &doing).await {
+            Ok(touched) if touched == members.len() as u64 => Ran::Whole,
+            Ok(_) => Ran::Uneven,
+            Err(Fault::Row(refusal)) => Ran::Refused(refusal),
+            Err(fault) => return Err(fault),
+        };
+        if !matches!(ran, Ran::Whole) {
+            self.backend.undo(&doing).await?;
+        }
+        Ok(ran)
+    }
+
+    fn key_texts(&self, members: &[usize], table: &Table) -> Vec<Vec<Option<String>>> {
+        (0..table.key_width())
+            .map(|n| {
+                let part = |place: &usize| self.keys.get(*place)?.as_ref()?.get(n).map(ToString::to_string);
+                members.iter().map(part).collect()
+            })
+            .collect()
+    }
+
+    /// A single write that touched no row, without an error.
+    async fn settle_uneven(&mut self, group: &Group, table: &Table, place: usize) -> Result<(), Fault> {
+        let refusal = if group.kind == WriteKind::Create {
+            // Asked to yield, it yielded to some row: without that, the server names the index.
+            match self.execute(group, table, &[place], false).await? {
+                Ran::Whole => {
+                    self.settle(place, Fate::Applied);
+                    return Ok(());
+                }
+                Ran::Refused(refusal) => return self.settle_refused(group, table, place, refusal).await,
+                Ran::Uneven => suppressed(table),
+            }
+        } else {
+            suppressed(table)
+        };
+        self.settle(place, Fate::Refused(refusal));
+        Ok(())
+    }
+
+    /// A single write that the server refuses; a create that meets its own row is skipped instead.
+    async fn settle_refused(
+        &mut self,
+        group: &Group,
+        table: &Table,
+        place: usize,
+        refusal: Refusal,
+    ) -> Result<(), Fault> {
+        if group.kind == WriteKind::Create && refusal.may_mend() {
+            self.look_up(table, &[place], group.with_key).await?;
+        }
+        if self.is_open(place) {
+            self.settle(place, Fate::Refused(refusal));
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self) -> Result<(), Fault> {
+        let doing = "committing";
+        if let Some(write) = self.batch.iter().zip(&self.fates).find(|(_, fate)| **fate == Fate::Open).map(|(w, _)| w) {
+            let message = format!("ticket {} was neither applied, skipped nor refused; this is a bug", write.ticket);
+            return Err(Fault::Fatal(Error::new(Kind::Internal, message)));
+        }
+        let highest = self.batch.iter().map(|write| write.ticket).max().max(self.backend.cursor);
+        let tickets = |fate: fn(&Fate) -> bool| -> Vec<u64> {
+            self.batch.iter().zip(&self.fates).filter(|(_, f)| fate(f)).map(|(write, _)| write.ticket.0).collect()
+        };
+        let refusals = self.batch.iter().zip(&self.fates).filter_map(|(write, fate)| match fate {
+            Fate::Refused(refusal) => Some((write.ticket.0, &refusal.code, &refusal.message)),
+            _ => None,
+        });
+        let refused: Vec<_> = refusals.collect();
+        let message = serde_json::json!({ "close": {
+            "link": self.options.link,
+            "applied": tickets(|fate| *fate == Fate::Applied),
+            "skipped": tickets(|fate| *fate == Fate::Skipped),
+            "refused": refused,
+        } });
+        let mut statements = Vec::new();
+        if !self.immediate {
+            statements.push("SET CONSTRAINTS ALL IMMEDIATE".to_owned());
+        }
+        if let Some(Offset(ticket)) = highest {
+            statements.push(format!("UPDATE tidelock.replay SET ticket = {ticket} WHERE {}", self.cursor_row()));
+        }
+        statements.push(end(&message.to_string()));
+        self.backend.simple(&statements.join("; "), doing).await?;
+        self.backend.cursor = highest;
+        self.backend.in_transaction = false;
+        Ok(())
+    }
+
+    fn is_open(&self, place: usize) -> bool {
+        self.fates.get(place) == Some(&Fate::Open)
+    }
+
+    fn settle(&mut self, place: usize, fate: Fate) {
+        if let Some(slot) = self.fates.get_mut(place) {
+            *slot = fate;
+        }
+    }
+}
+
+/// Statements that begin a transaction of ours.
+pub(super) fn begin(message: &str) -> String {
+    format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL xmlbinary = 'hex'; \
+         SET LOCAL tidelock.replay = 'on'; {}; ",
+        emit(message)
+    )
+}
+
+/// Statements that end a transaction of ours.
+pub(super) fn end(message: &str) -> String {
+    format!("{}; COMMIT", emit(message))
+}
+
+fn emit(message: &str) -> String {
+    format!(
+        "SELECT pg_catalog.pg_logical_emit_message(true, {}, {})",
+        escape_literal(MESSAGE_PREFIX),
+        escape_literal(message)
+    )
+}
+
+/// Whether the row holds what the log believes, in every field that the write names.
+fn holds_expected(write: &Write, fields: &[FieldId], table: &Table, row: &Row, doing: &str) -> Result<bool, Fault> {
+    for value in &write.values {
+        let (Some(field), Ok(n)) = (table.fields.get(&value.field), fields.binary_search(&value.field)) else {
+            continue;
+        };
+        let text = cell::<Option<&str>>(row, 1 + table.key_width() + n, doing)?;
+        if canonical(field, text) != value.expected {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn canonical(field: &Field, text: Option<&str>) -> Value {
+    match text {
+        Some(text) => from_postgres(&field.kind, field.column.type_oid, text),
+        None => normalise(&field.kind, Value::Null),
+    }
+}
+
+fn suppressed(table: &Table) -> Refusal {
+    Refusal::new(NO_DATA, format!("a trigger or rule of {} suppressed the write", table.label))
+}
+
+fn halve(members: &[usize], parts: &mut Vec<Vec<usize>>) {
+    let (first, second) = members.split_at(members.len() / 2);
+    parts.push(second.to_vec());
+    parts.push(first.to_vec());
+}
+
+fn parameters<'a>(ordinals: &'a Vec<i32>, texts: &'a [Vec<Option<String>>]) -> Vec<&'a (dyn ToSql + Sync)> {
+    let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![ordinals];
+    parameters.extend(texts.iter().map(|column| column as &(dyn ToSql + Sync)));
+    parameters
+}
+
+fn cell<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, index: usize, doing: &str) -> Result<T, Fault> {
+    row.try_get(index).map_err(|error| Fault::of(error, doing))
+}

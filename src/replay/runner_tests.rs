@@ -1,0 +1,148 @@
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Mutex;
+
+use super::*;
+use crate::clock;
+use crate::flow::RowOperation;
+use crate::ledger;
+use crate::ledger::testing::{catalog, row};
+use crate::log::MemoryLog;
+use crate::log::reader::ReaderPool;
+
+/// The longest that anything here is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Which target was sent which tickets.
+type Calls = Arc<Mutex<Vec<(usize, Vec<Offset>)>>>;
+
+/// A target that fails its first calls. Clones have numbers of their own.
+struct Fake {
+    number: usize,
+    failures: Arc<Mutex<usize>>,
+    calls: Calls,
+}
+
+impl Target for Fake {
+    fn side(&self) -> Side {
+        Side::Salesforce
+    }
+
+    fn confirmation(&self) -> Confirmation {
+        Confirmation::Answer
+    }
+
+    fn batch_limit(&self) -> usize {
+        2
+    }
+
+    async fn resume(&mut self) -> Result<Option<Offset>> {
+        Ok(None)
+    }
+
+    async fn write(&mut self, batch: &[Write]) -> Result<Vec<Written>> {
+        self.calls.lock().unwrap().push((self.number, batch.iter().map(|w| w.ticket).collect()));
+        let mut failures = self.failures.lock().unwrap();
+        if *failures > 0 {
+            *failures -= 1;
+            return Err(Error::new(Kind::Unavailable, "cut off"));
+        }
+        Ok(batch.iter().map(|_| Written::Done { salesforce_id: None }).collect())
+    }
+}
+
+/// A new value that waits for the echo of the write before it is not in step.
+#[tokio::test]
+async fn a_newer_value_behind_an_acknowledged_write_is_in_flight() {
+    let log: crate::log::SharedLog = Arc::new(MemoryLog::new());
+    let pool = ReaderPool::start(Arc::clone(&log)).unwrap();
+    let (ledger, thread) = ledger::start(log, clock::system()).unwrap();
+    ledger
+        .run(|core| {
+            core.configure(&catalog(&["Phone"]))?;
+            core.open_stream(Side::Postgres, "p")?;
+            core.open_stream(Side::Salesforce, "s")?;
+            core.intake(&row(Side::Postgres, 1, 1, RowOperation::Insert, &[(0, "x"), (1, "1")]))
+        })
+        .await
+        .unwrap();
+    let fake = Fake { number: 0, failures: Arc::default(), calls: Arc::default() };
+    let settings = Settings::default();
+    let runner = Runner::new(vec![fake], ledger.clone(), pool.reader(), clock::system(), settings, Arc::new(|| 0));
+    let status = runner.status();
+    let cancel = CancellationToken::new();
+    let mut running = JoinSet::new();
+    running.spawn(runner.run(cancel.clone()));
+    let until = async |what: &str, holds: &dyn Fn() -> bool| {
+        let waiting = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "{what}");
+    };
+    until("it is written", &|| status.written() == 1).await;
+    until("it is in step", &|| status.in_flight() == 0 && status.waiting_since() == 0).await;
+    ledger.run(|core| core.intake(&row(Side::Postgres, 2, 1, RowOperation::Update, &[(1, "2")]))).await.unwrap();
+    until("it is behind", &|| status.in_flight() == 1 && status.waiting_since() != 0).await;
+    // The echo of the first write lets the second one out.
+    let mut echo = row(Side::Salesforce, 1, 1, RowOperation::Insert, &[(0, "x"), (1, "1")]);
+    if let crate::flow::Item::Row(row) = &mut echo.events[0].item {
+        row.own = crate::flow::Own::Marked;
+    }
+    ledger.run(move |core| core.intake(&echo)).await.unwrap();
+    until("both are written", &|| status.written() == 2).await;
+    until("it is in step again", &|| status.in_flight() == 0 && status.waiting_since() == 0).await;
+    cancel.cancel();
+    running.join_next().await.unwrap().unwrap().unwrap();
+    drop(ledger);
+    drop(pool);
+    thread.join().unwrap();
+}
+
+/// A target remembers what of a batch was answered before it failed, so that batch must come back to it.
+#[tokio::test]
+async fn a_batch_that_failed_goes_to_the_same_target_again() {
+    let log: crate::log::SharedLog = Arc::new(MemoryLog::new());
+    let pool = ReaderPool::start(Arc::clone(&log)).unwrap();
+    let (ledger, thread) = ledger::start(log, clock::system()).unwrap();
+    ledger
+        .run(|core| {
+            core.configure(&catalog(&["Phone"]))?;
+            core.open_stream(Side::Postgres, "p")?;
+            core.open_stream(Side::Salesforce, "s")?;
+            for n in 1..=4 {
+                let name = n.to_string();
+                core.intake(&row(Side::Postgres, n, n, RowOperation::Insert, &[(0, &name), (1, "1")]))?;
+            }
+            Ok(())
+        })
+        .await
+        .unwrap();
+    let (failures, calls) = (Arc::new(Mutex::new(3)), Arc::new(Mutex::new(Vec::new())));
+    let fake = |number| Fake { number, failures: Arc::clone(&failures), calls: Arc::clone(&calls) };
+    let settings = Settings { backoff_least: Duration::from_millis(1), ..Settings::default() };
+    let runner =
+        Runner::new(vec![fake(0), fake(1)], ledger.clone(), pool.reader(), clock::system(), settings, Arc::new(|| 0));
+    let status = runner.status();
+    let cancel = CancellationToken::new();
+    let mut running = JoinSet::new();
+    running.spawn(runner.run(cancel.clone()));
+    tokio::time::timeout(PATIENCE, async {
+        while status.written() < 4 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    cancel.cancel();
+    running.join_next().await.unwrap().unwrap().unwrap();
+    let calls = calls.lock().unwrap().clone();
+    for (target, tickets) in &calls {
+        assert!(calls.iter().all(|(t, other)| other != tickets || t == target), "{calls:?}");
+    }
+    assert_eq!(calls.len(), 5, "{calls:?}");
+    drop(ledger);
+    drop(pool);
+    thread.join().unwrap();
+}

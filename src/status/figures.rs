@@ -1,0 +1,159 @@
+//! What the link is doing, in numbers: for `status`, metrics and the demo.
+
+use serde::{Deserialize, Serialize};
+
+use crate::change::{RecordId, Side};
+use crate::error::Result;
+use crate::ledger::{Meta, keys};
+use crate::log::ChangeLog;
+
+/// Everything about a link in numbers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Whether a process runs the link.
+    pub running: bool,
+    /// Why the configuration is not known to be in force, while that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfigured: Option<String>,
+    /// Entries in the log.
+    pub log_entries: u64,
+    /// Bytes of the log on disk.
+    pub log_bytes: u64,
+    /// Records that the log knows.
+    pub records: u64,
+    /// Conflicts met since the start.
+    pub conflicts: u64,
+    /// Conflicts that wait for a person.
+    pub conflicts_open: u64,
+    /// Writes that a side refused and that wait for a person.
+    pub dead_letters: u64,
+    /// Appends, and so syncs, since the start.
+    pub appends: u64,
+    /// Jobs that wait for the log's writer.
+    pub queued: u64,
+    /// From PostgreSQL to Salesforce.
+    pub to_salesforce: Direction,
+    /// From Salesforce to PostgreSQL.
+    pub to_postgres: Direction,
+    /// Copying what was there before.
+    pub backfills: Vec<Copying>,
+    /// Salesforce's API allocation, once an answer has told it.
+    pub api: Option<Api>,
+}
+
+/// One direction: captured at one side, written to the other.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Direction {
+    /// The side that is captured.
+    pub from: String,
+    /// The side that is written to.
+    pub to: String,
+    /// Changes captured since the start.
+    pub changes: u64,
+    /// Our own writes seen again at the side that is captured.
+    pub echoes: u64,
+    /// Events dropped as delivered before.
+    pub duplicates: u64,
+    /// Entries that replay has not read.
+    pub lag_entries: u64,
+    /// How long the oldest entry that replay has not finished has waited.
+    pub lag_seconds: f64,
+    /// Writes made since the start.
+    pub written: u64,
+    /// Writes that were put off.
+    pub retries: u64,
+    /// Batches that failed as a whole.
+    pub failures: u64,
+    /// Writes refused since the start.
+    pub refused: u64,
+    /// Writes that are with the side just now.
+    pub in_flight: u64,
+    /// Whether capture is connected to its side.
+    pub capture_connected: bool,
+    /// How often capture connected anew.
+    pub reconnects: u64,
+    /// Bytes of the source's stream that are not yet durable in the log, where the source counts bytes.
+    pub source_lag_bytes: u64,
+    /// In words.
+    pub state: String,
+}
+
+/// Copying what was there before capture began.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Copying {
+    /// The side that is copied from.
+    pub side: String,
+    /// The mapping's name.
+    pub mapping: String,
+    /// Rows read so far.
+    pub rows: u64,
+    /// Whether it is complete.
+    pub finished: bool,
+}
+
+/// Salesforce's API allocation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Api {
+    /// Calls made by this process.
+    pub calls: u64,
+    /// Calls that the org counts for the last 24 hours.
+    pub used: u64,
+    /// Calls that the org allows in 24 hours.
+    pub limit: u64,
+}
+
+impl Figures {
+    /// What a log alone tells, where no process runs the link.
+    pub fn of_log(log: &dyn ChangeLog, meta: &Meta) -> Result<Self> {
+        let stats = log.stats()?;
+        let direction = |from: Side| {
+            let to = from.other();
+            Direction {
+                from: from.to_string(),
+                to: to.to_string(),
+                lag_entries: log.tail().0.saturating_sub(meta.cursors[to.index()].0),
+                state: "stopped".into(),
+                ..Direction::default()
+            }
+        };
+        let RecordId(records) = meta.next_record;
+        Ok(Self {
+            log_entries: stats.entries,
+            log_bytes: stats.disk_bytes,
+            records,
+            conflicts_open: count(log, keys::OPEN_CONFLICT)?,
+            dead_letters: count(log, keys::DEAD_LETTER)?,
+            to_salesforce: direction(Side::Postgres),
+            to_postgres: direction(Side::Salesforce),
+            backfills: meta
+                .backfills
+                .iter()
+                .map(|b| Copying {
+                    side: b.side.to_string(),
+                    mapping: meta.catalog.mapping(b.mapping).map_or_else(String::new, |m| m.name.clone()),
+                    rows: b.rows,
+                    finished: b.finished,
+                })
+                .collect(),
+            ..Self::default()
+        })
+    }
+}
+
+/// How many records the log knows.
+pub(super) fn records(log: &dyn ChangeLog) -> Result<u64> {
+    Ok(crate::audit::Lens::new(log)?.meta().next_record.0)
+}
+
+/// How many keys of a kind there are.
+pub(super) fn count(log: &dyn ChangeLog, kind: u8) -> Result<u64> {
+    let (mut after, mut found): (Option<Vec<u8>>, u64) = (None, 0);
+    loop {
+        let page = log.scan_state(&[kind], after.as_deref(), 1_000)?;
+        found += page.len() as u64;
+        match page.into_iter().next_back() {
+            Some((key, _)) => after = Some(key),
+            None => return Ok(found),
+        }
+    }
+}
