@@ -617,7 +617,7 @@ async fn watch_configuration(
     outdated: &CancellationToken,
     cancel: &CancellationToken,
 ) -> Result<()> {
-    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(15));
     loop {
         tokio::select! {
             () = cancel.cancelled() => return Ok(()),

@@ -237,8 +237,12 @@ impl Demo {
             let open = handle.open_conflicts().await?;
             for conflict in &open {
                 let side = if decided % 2 == 0 { "postgres" } else { "salesforce" };
-                handle.resolve(conflict.conflict, json!({ "take": side }), "dana".into()).await?;
-                decided += 1;
+                // An edit that was still on its way may have ended it meanwhile.
+                match handle.resolve(conflict.conflict, json!({ "take": side }), "dana".into()).await {
+                    Ok(_) => decided += 1,
+                    Err(_) if handle.open_conflicts().await?.iter().all(|c| c.conflict != conflict.conflict) => {}
+                    Err(error) => return Err(error),
+                }
             }
             let figures = handle.figures().await?;
             if open.is_empty() && quiet(&figures) {

@@ -226,7 +226,12 @@ async fn tail(
             () = cancel.cancelled() => return Ok(Verdict::Good),
             () = tokio::time::sleep(FOLLOW_EVERY) => {}
         }
-        let log = remote::open_for_reading(config).await?;
+        let log = match remote::open_for_reading(config).await {
+            Ok(log) => log,
+            // Its owner is too busy for anybody to look now.
+            Err(error) if error.kind() == Kind::Unavailable => continue,
+            Err(error) => return Err(error),
+        };
         let filter = Filter { from: Some(next), ..filter.clone() };
         next = blocking(move || {
             let mut failed = Ok(());

@@ -12,6 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use secrecy::{ExposeSecret, SecretString};
@@ -190,6 +191,19 @@ impl PostgresServer {
 
     /// Starts the server after a stop, in the same directory at the same port; returns when it answers.
     pub async fn start_again(&mut self) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            match self.start_once().await {
+                // The processes of a server that was killed end in their own time.
+                Err(_) if self.log().contains("is still in use") && started.elapsed() < START_TIMEOUT => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn start_once(&mut self) -> Result<()> {
         let log_path = self.directory.join("log");
         let log = fs::File::create(&log_path).map_err(|e| cannot("create", &log_path, e))?;
         let log_too = log.try_clone().map_err(|e| cannot("open", &log_path, e))?;
@@ -442,10 +456,20 @@ fn cannot(verb: &str, path: &Path, error: io::Error) -> Error {
     Error::new(Kind::Unavailable, format!("cannot {verb} {}: {error}", path.display())).caused_by(error)
 }
 
-/// A port that is free now.
+/// A port that is free now. It is below those that systems give to connections, so that it is free as well when the server
+/// starts again.
 fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr());
-    Ok(listener.map_err(|e| Error::new(Kind::Unavailable, "no TCP port is free").caused_by(e))?.port())
+    const PORTS: std::ops::Range<u16> = 10_000..20_000;
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id().wrapping_mul(7);
+    for _ in PORTS {
+        let n = first.wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed).into()) % u32::from(PORTS.end - PORTS.start);
+        let port = PORTS.start + n as u16;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(Error::new(Kind::Unavailable, "no TCP port is free"))
 }
 
 fn random_text() -> Result<String> {

@@ -320,8 +320,10 @@ fn edit_org_once(org: &Running, editors: &Editors, dice: &mut Dice, n: u64) {
     } else if dice.chance(4) {
         learn_ids();
         let contact = pick_mortal(dice);
+        // Before it is done: a delete that follows it must not seem to come first.
+        let at = now();
         if commit(org, json!({ "op": "undelete", "object": "Contact", "id": id(&contact) })).is_some() {
-            editors.org.lock().unwrap().undeletions.push((contact, now()));
+            editors.org.lock().unwrap().undeletions.push((contact, at));
         }
     } else {
         let (contact, field) = pick(dice);

@@ -125,6 +125,14 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
+/// The signal of a terminal that goes away, unless these tests were told to ignore it, as those who start them are then.
+pub(crate) fn hangup() -> &'static str {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    if ignored & 1 == 0 { "-HUP" } else { "-TERM" }
+}
+
 /// The link's settings in numbers, from its HTTP port.
 pub(crate) type Status = Json;
 

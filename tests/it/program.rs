@@ -14,7 +14,7 @@ use tidelock::log::{RocksLog, RocksOptions};
 use tidelock::sandbox::Seed;
 use tokio::time::sleep;
 
-use super::link::{Link, MAPPINGS, PATIENCE, Setup, complaint, is_quiet, printed};
+use super::link::{Link, MAPPINGS, PATIENCE, Setup, complaint, hangup, is_quiet, printed};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn init_writes_a_configuration_then_the_mirror_and_can_be_run_again() {
@@ -164,7 +164,7 @@ async fn a_command_with_nothing_to_finish_ends_at_the_first_signal() {
     let url = format!("http://{}", silent.local_addr().unwrap());
     std::fs::write(link.config_path(), link.configuration_with(&link.server.endpoint(), &url)).unwrap();
     for (name, arguments) in
-        [("-INT", &["check"][..]), ("-TERM", &["init"]), ("-HUP", &["check"]), ("-INT", &["init", "--dry-run"])]
+        [("-INT", &["check"][..]), ("-TERM", &["init"]), (hangup(), &["check"]), ("-INT", &["init", "--dry-run"])]
     {
         let process = link.command().args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let called = tokio::time::timeout(PATIENCE, silent.accept()).await.expect("it calls the org").unwrap();
@@ -198,7 +198,7 @@ async fn threads_that_are_at_work_hold_up_no_end() {
     drop(unread);
     let mut tail = spawn(&["log", "tail", "--follow", "-n", "1", "--output", "json"]);
     let reader = first_line(&mut tail);
-    signal(&tail, "-HUP");
+    signal(&tail, hangup());
     assert_eq!(end_of(tail).await, Some(0));
     drop(reader);
     // A reader that goes away is no error.

@@ -189,7 +189,7 @@ async fn what_is_inserted_before_the_first_copy_is_merged() {
     link.create("Contact", json!({ "LastName": "One", "External_ID__c": "one", "Phone": "999" }));
     link.sql("INSERT INTO salesforce.contact (lastname, external_id__c, phone) VALUES ('One', 'one', '111')").await;
     link.sql("INSERT INTO salesforce.contact (lastname, external_id__c, phone) VALUES ('Two', 'two', '222')").await;
-    link.faults(json!({ "rest_latency_ms": 300 }));
+    link.faults(json!({ "rest_latency_ms": 2_000 }));
     link.start().await;
     link.faults(json!({ "rest_latency_ms": 0 }));
     link.settle().await;

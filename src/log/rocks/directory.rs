@@ -125,7 +125,7 @@ impl Directory {
     /// Makes the directory for a new log, or takes an empty one (or one where creating a log was cut short).
     pub(super) fn prepare(&self) -> Result<()> {
         match fs::DirBuilder::new().mode(0o700).create(&self.path) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return self.sync_parent(),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let parent = self.path.parent().unwrap_or(&self.path).display();
@@ -221,6 +221,12 @@ impl Directory {
             file.display()
         );
         Error::new(Kind::Corrupt, text)
+    }
+
+    /// Without this a power cut could take away a new log whose entries are acknowledged.
+    fn sync_parent(&self) -> Result<()> {
+        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent).and_then(|d| d.sync_all()).map_err(|e| files("sync", parent, e))
     }
 
     fn sync(&self) -> Result<()> {

@@ -17,11 +17,14 @@ mod rebuild;
 mod scan;
 mod wal;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
 use rocksdb::checkpoint::Checkpoint;
+use rocksdb::properties::MIN_LOG_NUMBER_TO_KEEP;
 use rocksdb::{ColumnFamily, DB, WriteBatch, WriteOptions};
 
 use super::frame::{self, Chain, Frame, FrameError, GENESIS};
@@ -68,6 +71,15 @@ pub struct RocksLog {
 struct Tip {
     tail: Offset,
     chain: Chain,
+}
+
+/// When a write batch is durable.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Durable {
+    /// When it is written.
+    Now,
+    /// When its families are flushed. It is not in the write-ahead log, whose end must never be one that was not synced.
+    WhenFlushed,
 }
 
 /// What this handle may do.
@@ -139,16 +151,16 @@ impl RocksLog {
     /// Opens the log in `directory` to read it, whether or not its owner is running. It shows the log as it was at that time;
     /// [`Self::refresh`] goes on to what has been written since.
     pub fn open_read_only(directory: &Path, options: RocksOptions) -> Result<Self> {
-        const ATTEMPTS: u32 = 20;
-        const PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
+        const WITHIN: Duration = Duration::from_secs(10);
         let directory = Directory::new(directory);
-        let mut attempt = 1;
+        let started = Instant::now();
+        let mut pause = Duration::from_millis(5);
         loop {
             let marker = directory.existing()?;
             let tuning = Tuning::new(options);
-            let (before, listed) = (directory.write_ahead()?, directory.listing()?);
             // It may end in an append that the owner has begun since it was looked at.
             directory.inspect_write_ahead()?;
+            let (before, listed) = (directory.write_ahead()?, directory.listing()?);
             let opened = DB::open_cf_descriptors_read_only(
                 &tuning.database(true, true),
                 directory.database(),
@@ -157,24 +169,39 @@ impl RocksLog {
             );
             // The owner goes on working: it may remove a table between our learning of it and opening it, which is an error,
             // or a write-ahead file whose entries have moved into a table that we do not know of, which would be a hole.
-            let undisturbed = before.is_subset(&directory.write_ahead()?);
-            match opened {
-                Ok(db) if undisturbed => return Self::assemble(db, tuning, directory, marker, Access::Reader),
+            let opened = opened.and_then(|db| Ok((db.property_int_value(MIN_LOG_NUMBER_TO_KEEP)?, db)));
+            let after = directory.write_ahead()?;
+            let why = match opened {
+                Ok((oldest, db)) if before.is_subset(&after) || oldest.is_some_and(|n| after.contains(&file_name(n))) => {
+                    let log = Self::assemble(db, tuning, directory.clone(), marker, Access::Reader)?;
+                    match log.check_end() {
+                        Ok(()) => return Ok(log),
+                        Err(error) if listed == directory.listing()? => return Err(error),
+                        Err(error) => Some(error),
+                    }
+                }
+                Ok(_) => None,
                 // Files that stay as they are and cannot be opened are damaged.
                 Err(error) if listed == directory.listing()? => {
                     return Err(failure::rocks(Doing::Opening, directory.path(), error));
                 }
-                _ if attempt == ATTEMPTS => {
-                    let text = format!(
-                        "the change log in {} is being written too fast to be opened beside its owner; try again, or ask the \
-                         owner by its HTTP API",
-                        directory.path().display()
-                    );
-                    return Err(Error::new(Kind::Unavailable, text));
-                }
-                _ => attempt += 1,
+                Err(error) => Some(failure::rocks(Doing::Opening, directory.path(), error)),
+            };
+            if started.elapsed() > WITHIN {
+                let text = format!(
+                    "the change log in {} is being written too fast to be opened beside its owner; try again, or ask the \
+                     owner by its HTTP API",
+                    directory.path().display()
+                );
+                let error = Error::new(Kind::Unavailable, text);
+                return Err(match why {
+                    Some(why) => error.caused_by(why),
+                    None => error,
+                });
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(pause);
+            // Out of step with whatever the owner does at intervals.
+            pause = (pause * 3 / 2).min(Duration::from_millis(50));
         }
     }
 
@@ -311,15 +338,16 @@ impl RocksLog {
         }
     }
 
-    /// Writes and syncs a batch. After a failure the log takes nothing more.
-    fn write(&self, batch: WriteBatch, sync: bool) -> Result<()> {
+    /// Writes a batch. After a failure the log takes nothing more.
+    fn write(&self, batch: WriteBatch, durable: Durable) -> Result<()> {
         #[cfg(test)]
         if self.fail_writes.load(Ordering::Acquire) {
             self.poisoned.store(true, Ordering::Release);
             return Err(Error::new(Kind::Storage, "the write failed (simulated)"));
         }
         let mut options = WriteOptions::default();
-        options.set_sync(sync);
+        options.set_sync(durable == Durable::Now);
+        options.disable_wal(durable == Durable::WhenFlushed);
         self.db.write_opt(batch, &options).map_err(|error| {
             self.poisoned.store(true, Ordering::Release);
             self.failed(Doing::Writing, error)
@@ -354,6 +382,11 @@ impl Tip {
         let (tail, chain) = bytes.split_first_chunk::<8>()?;
         Some(Self { tail: Offset(u64::from_be_bytes(*tail)), chain: chain.try_into().ok()? })
     }
+}
+
+/// The name of a write-ahead file.
+fn file_name(number: u64) -> OsString {
+    format!("{number:06}.log").into()
 }
 
 /// The key of the record index.
@@ -444,7 +477,7 @@ impl ChangeLog for RocksLog {
         batch.put_cf(log, TIP, new.encode());
         frame.clear();
         frame.shrink_to(BUFFER_BYTES_KEPT);
-        self.write(batch, true)?;
+        self.write(batch, Durable::Now)?;
         *self.tip.write().unwrap_or_else(PoisonError::into_inner) = new;
         Ok(new.tail)
     }

@@ -81,6 +81,8 @@ impl Tuning {
         options.set_max_total_wal_size(2 * self.options.write_buffer_bytes as u64);
         options.set_max_open_files(if reader { -1 } else { self.options.open_files_max });
         options.set_max_background_jobs(2);
+        // Threads for each family at each opening would cost more than they save here.
+        options.set_max_file_opening_threads(1);
         options.set_bytes_per_sync(1 << 20);
         options.set_compaction_readahead_size(256 << 10);
         options.set_writable_file_max_buffer_size(256 << 10);

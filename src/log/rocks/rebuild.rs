@@ -10,7 +10,7 @@ use rocksdb::{ColumnFamily, FlushOptions, WriteBatch};
 
 use super::failure::Doing;
 use super::options::META;
-use super::{Derived, GENERATION, RocksLog, indexed, rules, scan};
+use super::{Derived, Durable, GENERATION, RocksLog, indexed, rules, scan};
 use crate::change::{Offset, RecordId};
 use crate::error::{Error, Kind, Result};
 use crate::log::{Append, ChangeLog as _, Rebuild, StateRead};
@@ -61,7 +61,7 @@ fn empty(log: &RocksLog, family: &ColumnFamily) -> Result<()> {
     drop(iterator);
     let mut batch = WriteBatch::default();
     batch.delete_range_cf(family, [].as_slice(), end.as_slice());
-    log.write(batch, false)?;
+    log.write(batch, Durable::WhenFlushed)?;
     log.db.compact_range_cf(family, None::<&[u8]>, None::<&[u8]>);
     Ok(())
 }
@@ -86,7 +86,7 @@ impl Rebuild for RocksRebuild<'_> {
         rules::follows(self.next, first)?;
         let mut batch = WriteBatch::with_capacity_bytes(append.bytes());
         self.families.fill(&mut batch, first, append);
-        self.log.write(batch, false)?;
+        self.log.write(batch, Durable::WhenFlushed)?;
         self.next = Offset(first.0 + append.len() as u64);
         Ok(())
     }
@@ -116,7 +116,7 @@ impl Rebuild for RocksRebuild<'_> {
             .map_err(|e| Error::new(Kind::Internal, "a generation is 0 or 1").caused_by(e))?;
         let mut batch = WriteBatch::default();
         batch.put_cf(log.family(META)?, GENERATION, [number]);
-        log.write(batch, true)?;
+        log.write(batch, Durable::Now)?;
         // Waits for readers of the old generation; later ones read the new one.
         *log.generation.write().unwrap_or_else(PoisonError::into_inner) = self.generation;
         self.committed = true;

@@ -46,8 +46,8 @@ mod tests {
         let mut pace = Pace::default();
         pace.note(100);
         assert!(pace.not_before.is_none());
-        pace.note(BEHIND_BYTES);
         let started = Instant::now();
+        pace.note(BEHIND_BYTES);
         pace.wait().await;
         assert!(started.elapsed() + Duration::from_micros(50) >= GAP);
         pace.note(1);
