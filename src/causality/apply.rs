@@ -65,21 +65,30 @@ fn bind_identity(state: &mut RecordState, key: Option<&crate::change::Key>, sale
 
 // -- rule 1: echo ----------------------------------------------------------------------------------------------------------
 
+/// How many closed writes are remembered, where all but the last may have landed unseen.
+const CLOSED_MAX: usize = 3;
+
 fn apply_echo(state: &mut RecordState, echo: &Echo, cx: &Context<'_>) {
     let side = echo.source.side;
     bind_identity(state, echo.key.as_ref(), echo.salesforce_id.as_ref());
     state.skips[side.index()] = 0;
     state.last_commit[side.index()] = state.last_commit[side.index()].max(echo.source.committed_at);
     let flying = state.in_flight[side.index()].take_if(|t| t.ticket == echo.ticket);
-    let again = state.last_ticket.take_if(|t| flying.is_none() && t.ticket == echo.ticket);
+    let again = state.closed.iter().position(|t| flying.is_none() && t.ticket == echo.ticket);
+    let again = again.map(|n| state.closed.remove(n));
     if let (Some(_), Some(flying)) = (&again, &mut state.in_flight[side.index()]) {
         flying.overtaken = true;
     }
-    let landed = flying.or(again);
-    if let Some(ticket) = landed {
+    if flying.is_some() {
+        forget(state, side);
+    }
+    if let Some(ticket) = flying.or(again) {
         // An image that was read after the write landed has told what came of it.
         let in_image = side == Side::Salesforce && echo.source.committed_at < state.image_at[side.index()];
-        land(state, cx.mapping, side, ticket, |held, ticket| !(in_image && changed_since(held, side, ticket)));
+        let past = |held: &Held, ticket: &InFlight| in_image && changed_since(held, side, ticket);
+        // Where the image told of the row itself, it told every field, those that are empty too.
+        let whole = ticket.write == WriteKind::Create && past(state.existence.held(side), &ticket);
+        land(state, cx.mapping, side, ticket, |held, ticket| !whole && !past(held, ticket));
     }
 }
 
@@ -120,10 +129,20 @@ fn land(
     remember(state, side, ticket);
 }
 
+/// Once a write is known to have landed, those before it do not echo any more.
+fn forget(state: &mut RecordState, side: Side) {
+    if side == Side::Salesforce {
+        state.closed.clear();
+    }
+}
+
 /// A closed write to Salesforce may echo yet: again, or for the first time where only its second sending was answered.
 fn remember(state: &mut RecordState, side: Side, ticket: InFlight) {
     if side == Side::Salesforce {
-        state.last_ticket = Some(ticket);
+        state.closed.push(ticket);
+        if state.closed.len() > CLOSED_MAX {
+            state.closed.remove(0);
+        }
     }
 }
 
@@ -145,6 +164,9 @@ fn apply_outcome(state: &mut RecordState, outcome: &Outcome, cx: &Context<'_>) {
                 // A record that came back by itself meanwhile is not the one that was created; and after an earlier write
                 // has landed again, nothing is known of this one: it is planned anew.
                 let unknown = other_row || ticket.overtaken;
+                if !unknown {
+                    forget(state, side);
+                }
                 land(state, cx.mapping, side, ticket, |held, ticket| !unknown && !changed_since(held, side, ticket));
             }
         }
@@ -432,8 +454,11 @@ impl Edit<'_> {
                 // The decision's own offset is filled in when its entry is folded.
                 let parked = Parked { decision: self.cx.offset, conflict: kind, side: self.side, value, dots };
                 if let Some(earlier) = register.parked.replace(Box::new(parked)) {
-                    let lost = (earlier.value, earlier.dots);
-                    decisions.push(self.decision(subject, kind, Ruling::LaterOfSameSide, newcomer.clone(), lost));
+                    // It is the other side's, which has come to the value that stands since.
+                    let (lost, stands) = ((earlier.value, earlier.dots), incumbent.clone());
+                    let mut decision = self.decision(subject, earlier.conflict, Ruling::LaterOfSameSide, stands, lost);
+                    decision.about = earlier.decision;
+                    decisions.push(decision);
                 }
                 decisions.push(self.decision(subject, kind, ruling, incumbent, newcomer));
             }

@@ -49,11 +49,17 @@ pub fn observe(state: &RecordState, mapping: &MappingDef, event: &Event<'_>) -> 
         return Seen::Echo(ticket.ticket);
     }
     let alive = state.exists_at(side);
-    let image = matches!(event.operation, RowOperation::Backfill | RowOperation::Image | RowOperation::Missing);
+    let image = event.operation.is_image();
     // Salesforce stamps an image with the last edit it contains, in whole seconds. PostgreSQL's images carry a place in its
     // stream instead.
     let told_at = state.told_at(side);
-    let in_order = event.operation != RowOperation::Backfill && !state.partial;
+    let in_order = match event.operation {
+        RowOperation::Backfill => false,
+        // What restored a record that the stream has ended is on its way by the stream as well.
+        RowOperation::Reread => !state.partial && alive,
+        RowOperation::Missing => !state.partial,
+        _ => true,
+    };
     let late = image
         && side == Side::Salesforce
         && (event.committed_at < told_at || (event.committed_at == told_at && !in_order));
@@ -71,7 +77,13 @@ pub fn observe(state: &RecordState, mapping: &MappingDef, event: &Event<'_>) -> 
             Seen::Change(Operation::Delete, Vec::new())
         }
         RowOperation::Delete | RowOperation::Missing => Seen::Nothing,
-        RowOperation::Insert | RowOperation::Undelete | RowOperation::Backfill | RowOperation::Image if !alive => {
+        RowOperation::Insert
+        | RowOperation::Undelete
+        | RowOperation::Backfill
+        | RowOperation::Image
+        | RowOperation::Reread
+            if !alive =>
+        {
             if late && !state.existence.held(side).dot.is_nobody() {
                 return Seen::Nothing;
             }
@@ -129,11 +141,16 @@ fn differences(state: &RecordState, mapping: &MappingDef, event: &Event<'_>, lat
 ///
 /// The mark alone does not tell: what our write to one record sets off in another carries it too. So the ticket must be one of
 /// those that the mark names, where it names any, and an update must show a value of the ticket's. A write that landed twice
-/// echoes twice, so the event may also be of the last closed write: it is of the one that explains it better.
+/// echoes twice, so the event may also be of a closed write: it is of the one that explains it best, the later one if in doubt.
 fn echoed<'a>(state: &'a RecordState, event: &Event<'_>) -> Option<&'a InFlight> {
     let fits = |ticket: &&InFlight| {
         event.own.may_be(ticket.ticket)
             && match ticket.write {
+                // A record that came back by itself is matched by its creation, or stands beside what that made: then the
+                // creation changed at most what it set off here.
+                WriteKind::Create if state.exists_at(event.side) && event.operation == RowOperation::Update => {
+                    unexplained(state, event, ticket).0 == 0
+                }
                 WriteKind::Create => {
                     matches!(event.operation, RowOperation::Insert | RowOperation::Undelete | RowOperation::Update)
                 }
@@ -147,11 +164,11 @@ fn echoed<'a>(state: &'a RecordState, event: &Event<'_>) -> Option<&'a InFlight>
         !update || event.fields.iter().any(|(field, value)| ticket.value(*field).is_some_and(|v| v.value == *value))
     };
     let flying = state.in_flight(event.side).filter(fits).filter(shows);
-    let last = state.last_ticket.as_ref().filter(|_| event.side == Side::Salesforce).filter(fits).filter(agrees);
-    match (flying, last) {
-        (Some(flying), Some(last)) if unexplained(state, event, last) < unexplained(state, event, flying) => Some(last),
-        (flying, last) => flying.or(last),
-    }
+    let named = matches!(event.own, Own::Tickets(..));
+    let explains = |ticket: &&InFlight| if named { shows(ticket) } else { agrees(ticket) };
+    let closed = state.closed.iter().rev().filter(|_| event.side == Side::Salesforce).filter(fits).filter(explains);
+    // Of those that explain it equally well, the first.
+    flying.into_iter().chain(closed).min_by_key(|ticket| unexplained(state, event, ticket))
 }
 
 /// How badly a ticket explains an event: first by the values that it would have changed and that the event does not show, then

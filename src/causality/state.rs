@@ -162,8 +162,9 @@ pub struct RecordState {
     pub fields: Vec<(FieldId, Register)>,
     /// The write under way to each side.
     pub in_flight: [Option<InFlight>; 2],
-    /// The last closed write to Salesforce: one that landed twice echoes twice.
-    pub last_ticket: Option<InFlight>,
+    /// Closed writes to Salesforce that may echo yet, oldest first: the last one, as what landed twice echoes twice, and those
+    /// before it of which nothing is known but that their last sending was refused.
+    pub closed: Vec<InFlight>,
     /// The refused write of each side.
     pub refused: [Option<Refused>; 2],
     /// How many writes each side has skipped since it last told something of the record.
@@ -187,7 +188,7 @@ impl RecordState {
             existence: Register::new(Value::Bool(false)),
             fields: Vec::new(),
             in_flight: [None, None],
-            last_ticket: None,
+            closed: Vec::new(),
             refused: [None, None],
             skips: [0, 0],
             last_commit: [0, 0],

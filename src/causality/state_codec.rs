@@ -38,9 +38,10 @@ impl RecordState {
             w.uint(u64::from(field.0));
             register(r, last, w);
         });
-        for ticket in self.in_flight.iter().chain([&self.last_ticket]) {
+        for ticket in &self.in_flight {
             w.option(ticket.as_ref(), in_flight);
         }
+        w.list(&self.closed, |w, ticket| in_flight(w, ticket));
         for slot in &self.refused {
             w.option(slot.as_ref(), refused);
         }
@@ -66,7 +67,7 @@ impl RecordState {
             existence: read_register(r, last)?,
             fields: r.list(|r| Ok((FieldId(r.small()?), read_register(r, last)?)))?,
             in_flight: [r.option(read_in_flight)?, r.option(read_in_flight)?],
-            last_ticket: r.option(read_in_flight)?,
+            closed: r.list(read_in_flight)?,
             refused: [r.option(read_refused)?, r.option(read_refused)?],
             ..state
         };

@@ -83,10 +83,19 @@ pub enum RowOperation {
     Undelete,
     /// It was read as it stands, when the two sides were joined. `committed_at` is its own stamp.
     Backfill,
-    /// It was read as it stands because the stream could not tell. `committed_at` is its own stamp.
+    /// It was read as it stands because the stream could not tell, and the stream waited for it. `committed_at` is its own stamp.
     Image,
+    /// It was read as it stands beside the stream. `committed_at` is its own stamp.
+    Reread,
     /// It was looked for because the stream could not tell, and is not there.
     Missing,
+}
+
+impl RowOperation {
+    /// Whether the row was read as it stands, outside of the stream's order.
+    pub fn is_image(self) -> bool {
+        matches!(self, Self::Backfill | Self::Image | Self::Reread | Self::Missing)
+    }
 }
 
 /// Whether an event carries our mark.

@@ -250,9 +250,7 @@ impl Core {
         let placed = |event: &&Event| match &event.item {
             Item::Progress => false,
             _ if batch.side == Side::Postgres => true,
-            Item::Row(row) => {
-                !matches!(row.operation, RowOperation::Backfill | RowOperation::Image | RowOperation::Missing)
-            }
+            Item::Row(row) => !row.operation.is_image(),
             Item::Applied { .. } => true,
             Item::Notice(_) => false,
         };
@@ -303,7 +301,7 @@ impl Core {
     }
 
     fn row(&mut self, side: Side, event: &Event, row: &Row) -> Result<()> {
-        let image = image(row.operation);
+        let image = row.operation.is_image();
         // Rows copied from PostgreSQL have a place in its stream too, and behind it they are out of date.
         let placed = !image || (side == Side::Postgres && row.operation == RowOperation::Backfill);
         let position = self.meta().positions[side.index()].as_ref();
@@ -346,21 +344,30 @@ impl Core {
             committed_at: event.committed_at,
             automation: false,
         };
-        let seen = self.observe(record, mapping, &observed)?;
         let at = Placed { side, event, row, mapping, record };
-        match seen {
+        if let Some(ticket) = self.ended_unseen(&at)? {
+            let (mapping, result) = (mapping.id, WriteResult::Silent);
+            self.push(Body::Outcome(Outcome { mapping, record, side, ticket, result }))?;
+        }
+        match self.observe(record, mapping, &observed)? {
             Seen::Echo(ticket) => {
+                let state = self.fold.record(&*self.log, record)?;
+                let creation = state.and_then(|s| s.in_flight(side)).is_some_and(|t| t.write == WriteKind::Create);
                 self.echo(&at, ticket)?;
                 let rest = Observed { automation: true, ..observed };
-                match self.observe(record, mapping, &rest)? {
-                    Seen::Change(operation, fields) => self.change(&at, operation, fields, ChangeOrigin::Automation),
-                    _ => Ok(()),
+                if let Seen::Change(operation, fields) = self.observe(record, mapping, &rest)? {
+                    self.change(&at, operation, fields, ChangeOrigin::Automation)?;
                 }
+                // It was matched with a row that was there, whose id an update does not tell.
+                if creation && side == Side::Salesforce && row.operation == RowOperation::Update {
+                    self.tell_id(record)?;
+                }
+                Ok(())
             }
             Seen::Change(operation, fields) => {
                 let origin = match (row.operation, row.own) {
                     (RowOperation::Backfill, _) => ChangeOrigin::Backfill,
-                    (RowOperation::Image | RowOperation::Missing, _) => ChangeOrigin::Repair,
+                    (RowOperation::Image | RowOperation::Reread | RowOperation::Missing, _) => ChangeOrigin::Repair,
                     (_, own) if own.is_ours() => ChangeOrigin::Automation,
                     _ => ChangeOrigin::Captured,
                 };
@@ -373,6 +380,17 @@ impl Core {
             Seen::Nothing if known => self.rebind(&at),
             Seen::Nothing => Ok(()),
         }
+    }
+
+    /// The write that made a row whose end is told, where the stream could not tell its beginning.
+    fn ended_unseen(&mut self, at: &Placed<'_>) -> Result<Option<Offset>> {
+        if at.side != Side::Salesforce || !matches!(at.row.operation, RowOperation::Delete | RowOperation::Missing) {
+            return Ok(None);
+        }
+        let Some(state) = self.fold.record(&*self.log, at.record)? else { return Ok(None) };
+        let its_own = state.salesforce_id.is_some() && state.salesforce_id == at.row.salesforce_id;
+        let made = state.in_flight(at.side).filter(|t| t.write == WriteKind::Create && t.acknowledged_at.is_some());
+        Ok(made.filter(|_| its_own && !state.exists_at(at.side)).map(|ticket| ticket.ticket))
     }
 
     fn observe(&mut self, record: RecordId, mapping: &MappingDef, observed: &Observed<'_>) -> Result<Seen> {
@@ -417,7 +435,12 @@ impl Core {
             let state = self.fold.record(&*self.log, record)?;
             let told = |s: &RecordState, f| s.field(f).is_some_and(|r| !r.held(Side::Salesforce).dot.is_nobody());
             let nameless = |s: &RecordState| mapping.external_id.is_some_and(|f| !told(s, f));
-            let outdated = |s: &RecordState| image(row.operation) && committed_at <= s.told_at(side);
+            // As [`causality::observe`] has it: what was read because the stream could not tell is newer within a second.
+            let outdated = |s: &RecordState| match row.operation {
+                RowOperation::Backfill | RowOperation::Reread => committed_at <= s.told_at(side),
+                RowOperation::Image | RowOperation::Missing => committed_at < s.told_at(side),
+                _ => false,
+            };
             if !state.is_some_and(|s| s.key.is_none() && !s.exists() && nameless(s) && !outdated(s)) {
                 return Ok(Some(record));
             }
@@ -563,7 +586,7 @@ impl Core {
             return Ok(());
         }
         self.push(Body::Bind(Bind { mapping: at.mapping.id, record: at.record, key, salesforce_id }))?;
-        if image(at.row.operation) {
+        if at.row.operation.is_image() {
             return Ok(());
         }
         // Delivered again, what came before it would look for the row under its old name.
@@ -965,11 +988,6 @@ fn mismatch(side: Side) -> WriteResult {
              id; compare the two sides, then retry"
         ),
     }
-}
-
-/// Whether a row was read as it stands, outside of the stream's order.
-fn image(operation: RowOperation) -> bool {
-    matches!(operation, RowOperation::Backfill | RowOperation::Image | RowOperation::Missing)
 }
 
 /// An event's row, resolved.

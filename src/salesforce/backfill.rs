@@ -282,7 +282,7 @@ impl Backfill {
             } else {
                 Vec::new()
             };
-            let operation = if place.sweep { RowOperation::Image } else { RowOperation::Backfill };
+            let operation = if place.sweep { RowOperation::Reread } else { RowOperation::Backfill };
             let mut events: Vec<Event> = page
                 .iter()
                 .map(|row| self.event(self.row_at(row), Item::Row(row_of(mapping, row, operation))))
@@ -406,7 +406,7 @@ impl Backfill {
     async fn look_for(&self, mapping: &MappingDef, ids: &[Str], cancel: &CancellationToken) -> Result<Vec<Event>> {
         let rows = self.reader.by_ids(mapping, ids, cancel).await?;
         let told = ids.iter().map(|id| match rows.get(id) {
-            Some(row) => self.event(self.row_at(row), Item::Row(row_of(mapping, row, RowOperation::Image))),
+            Some(row) => self.event(self.row_at(row), Item::Row(row_of(mapping, row, RowOperation::Reread))),
             None => self.event(self.now(), Item::Row(missing(mapping, id))),
         });
         Ok(told.collect())

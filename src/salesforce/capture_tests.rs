@@ -383,7 +383,7 @@ async fn an_overflow_reads_the_object_again_beside_the_stream() {
         [
             "0001+0 Gap GAP_OVERFLOW Account".into(),
             "0001+1 Backfill 0 sweep: false".into(),
-            format!("+0 Image {A} Name=swept IsDeleted=false"),
+            format!("+0 Reread {A} Name=swept IsDeleted=false"),
             format!("+0 Missing {B}"),
             format!("+0 Backfill 2 sweep:{B} true"),
         ]

@@ -56,7 +56,11 @@ impl Mirror {
         }
         match row.operation {
             RowOperation::Delete | RowOperation::Missing => drop(self.rows.remove(&id)),
-            RowOperation::Insert | RowOperation::Undelete | RowOperation::Image | RowOperation::Backfill => {
+            RowOperation::Insert
+            | RowOperation::Undelete
+            | RowOperation::Image
+            | RowOperation::Reread
+            | RowOperation::Backfill => {
                 self.rows.insert(id, (at, row.fields.iter().cloned().collect()));
             }
             RowOperation::Update => {
@@ -335,7 +339,7 @@ async fn what_people_do_is_mirrored() {
     assert!(world.status.rereads() > 0, "the long text and the composed name must have been read");
     let mirror = world.memory.0.lock().unwrap();
     assert!(mirror.events.iter().all(|e| !matches!(&e.item, Item::Row(row) if row.own == Own::Marked)));
-    assert!(!mirror.events.iter().any(|e| matches!(&e.item, Item::Row(row) if row.operation == RowOperation::Image)));
+    assert!(!mirror.events.iter().any(|e| matches!(&e.item, Item::Row(row) if row.operation.is_image())));
 }
 
 #[tokio::test]

@@ -76,8 +76,8 @@ struct Record {
     fields: BTreeMap<FieldId, Register>,
     counts: Vector,
     flying: [Option<Flying>; 2],
-    /// The last closed write to Salesforce, which may echo yet.
-    landed: Option<Flying>,
+    /// Closed writes to Salesforce, which may echo yet.
+    closed: Vec<Flying>,
     image_at: Micros,
 }
 
@@ -88,13 +88,27 @@ impl Record {
             fields: BTreeMap::new(),
             counts: Vector::default(),
             flying: [None, None],
-            landed: None,
+            closed: Vec::new(),
             image_at: 0,
         }
     }
 
     fn field(&mut self, field: FieldId) -> &mut Register {
         self.fields.entry(field).or_insert_with(|| Register::new(Value::Null))
+    }
+
+    /// The write is over. `landed`: those before it are, too.
+    fn remember(&mut self, flying: Flying, landed: bool) {
+        if flying.ticket.side == Side::Postgres {
+            return;
+        }
+        if landed {
+            self.closed.clear();
+        }
+        self.closed.push(flying);
+        if self.closed.len() > 3 {
+            self.closed.remove(0);
+        }
     }
 
     fn settle(&mut self) {
@@ -209,13 +223,16 @@ impl Trail {
         let side = echo.source.side;
         let record = self.records.entry(echo.record).or_insert_with(Record::new);
         let flying = record.flying[side.index()].take_if(|f| f.offset == echo.ticket);
-        let again = record.landed.take_if(|f| flying.is_none() && f.offset == echo.ticket);
+        let again = record.closed.iter().position(|f| flying.is_none() && f.offset == echo.ticket);
+        let again = again.map(|n| record.closed.remove(n));
         if let (Some(_), Some(overtaken)) = (&again, &mut record.flying[side.index()]) {
             overtaken.overtaken = true;
         }
+        let first = flying.is_some();
         if let Some(flying) = flying.or(again) {
             let past = side == Side::Salesforce && echo.source.committed_at < record.image_at;
-            land(record, &self.catalog, flying, past);
+            land(record, &self.catalog, &flying, past);
+            record.remember(flying, first);
         }
         record.settle();
     }
@@ -225,14 +242,18 @@ impl Trail {
         let slot = &mut record.flying[outcome.side.index()];
         match outcome.result {
             WriteResult::Silent => match slot.take_if(|f| f.offset == outcome.ticket) {
-                Some(flying) if flying.overtaken => record.landed = Some(flying),
-                Some(flying) => land(record, &self.catalog, flying, true),
+                Some(flying) => {
+                    let known = !flying.overtaken && !flying.is_of_another_row(record);
+                    if known {
+                        land(record, &self.catalog, &flying, true);
+                    }
+                    record.remember(flying, known);
+                }
                 None => {}
             },
             WriteResult::Skipped | WriteResult::Abandoned { .. } | WriteResult::Refused { .. } => {
-                let flying = slot.take_if(|f| f.offset == outcome.ticket);
-                if let Some(flying) = flying.filter(|_| outcome.side == Side::Salesforce) {
-                    record.landed = Some(flying);
+                if let Some(flying) = slot.take_if(|f| f.offset == outcome.ticket) {
+                    record.remember(flying, false);
                 }
             }
             WriteResult::Done | WriteResult::Retried { .. } | WriteResult::GivenUp { .. } => {}
@@ -270,13 +291,26 @@ impl Trail {
     }
 }
 
+impl Flying {
+    /// Whether the log took this from the side since the write was planned.
+    fn is_older_than(&self, held: &Held) -> bool {
+        held.1.side == self.ticket.side && held.1.n > self.known
+    }
+
+    /// Whether the side has told of the row by itself since it was to be made.
+    fn is_of_another_row(&self, record: &Record) -> bool {
+        let existence = &record.existence.holds[self.ticket.side.index()];
+        self.ticket.write == WriteKind::Create && self.is_older_than(existence)
+    }
+}
+
 /// The side holds what the ticket carried; `unless_changed`: but for what the log took from the side since.
-fn land(record: &mut Record, catalog: &Catalog, flying: Flying, unless_changed: bool) {
+fn land(record: &mut Record, catalog: &Catalog, flying: &Flying, unless_changed: bool) {
     let side = flying.ticket.side;
-    let changed = |held: &Held| held.1.side == side && held.1.n > flying.known;
+    let other_row = unless_changed && flying.is_of_another_row(record);
+    let changed = |held: &Held| flying.is_older_than(held);
     let write = flying.ticket.write;
     let existence = &mut record.existence.holds[side.index()];
-    let other_row = unless_changed && write == WriteKind::Create && changed(existence);
     if write != WriteKind::Update && !(unless_changed && changed(existence)) {
         if write == WriteKind::Create && existence.0 == Value::Bool(false) {
             // A row that was made anew holds nothing in the fields that it was not given.
@@ -297,9 +331,6 @@ fn land(record: &mut Record, catalog: &Catalog, flying: Flying, unless_changed: 
         if !(other_row || unless_changed && changed(held)) {
             *held = (value.value.clone(), value.dot);
         }
-    }
-    if side == Side::Salesforce {
-        record.landed = Some(flying);
     }
 }
 

@@ -83,7 +83,10 @@ fn history(seed: u64, shape: Shape, edits: usize) -> Result<World, String> {
 
 #[test]
 fn edits_alone_converge_and_none_is_lost() {
-    histories(2_000, |seed| history(seed, Shape::default(), 12).map(drop));
+    histories(2_000, |seed| {
+        let shape = Shape { anonymous: seed % 3 == 0, ..Shape::default() };
+        history(seed, shape, 12).map(drop)
+    });
 }
 
 #[test]
@@ -104,15 +107,11 @@ fn calm_histories_have_no_conflicts() {
 #[test]
 fn faults_automation_and_refusals_lose_nothing() {
     histories(3_000, |seed| {
-        let mut rng = Rng::new(seed ^ 0xfa);
-        let shape = Shape {
-            faults: true,
-            automation: rng.percent(50),
-            refusals: rng.percent(40),
-            owners: rng.percent(30),
-            cascades: rng.percent(50),
-            ..Shape::default()
-        };
+        let mut rng = Rng::new(seed ^ 0xfa17);
+        let (automation, refusals) = (rng.percent(50), rng.percent(40));
+        let (owners, cascades) = (rng.percent(30), rng.percent(50));
+        let anonymous = !automation && !cascades && rng.percent(50);
+        let shape = Shape { faults: true, automation, refusals, owners, cascades, anonymous, ..Shape::default() };
         history(seed, shape, 12).map(drop)
     });
 }

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tidelock::change::{
-    Body, Change, ChangeOrigin, Dot, Entry, FieldId, FieldKind, ForeignEdit, Offset, RecordId, Side, Value,
+    Body, Change, ChangeOrigin, Dot, Entry, FieldId, FieldKind, ForeignEdit, Offset, RecordId, Side, Value, WriteKind,
 };
-use tidelock::log::{ChangeLog, ReadLimit};
+use tidelock::log::{ChangeLog, ReadLimit, StateRead};
 
 use super::sides::{ID, Said, canonical};
 use super::world::World;
@@ -41,6 +41,8 @@ macro_rules! must {
 /// Everything, when all is quiet and nothing waits for a person.
 pub(crate) fn check(world: &mut World) -> Check {
     converged(world)?;
+    let open = world.log.scan_state(&[tidelock::ledger::keys::OPEN_CONFLICT], None, 100).unwrap();
+    must!(open.is_empty(), "nothing is parked, but the log says that conflicts are open: {open:?}");
     let entries = entries(&world.log);
     heard(world, &entries)?;
     no_return(world, &entries)?;
@@ -115,6 +117,7 @@ fn heard(world: &World, entries: &[(Offset, Entry)]) -> Check {
     let mut by_event: BTreeMap<(Side, u64, u32), Vec<(Offset, &Change)>> = BTreeMap::new();
     let mut echoes: BTreeSet<(Side, u64, u32)> = BTreeSet::new();
     let mut last: BTreeMap<(Side, RecordId), (u64, u32)> = BTreeMap::new();
+    let mut records: BTreeMap<Offset, RecordId> = BTreeMap::new();
     for (offset, entry) in entries {
         let (source, record) = match &entry.body {
             Body::Change(change) => {
@@ -125,6 +128,10 @@ fn heard(world: &World, entries: &[(Offset, Entry)]) -> Check {
                 let (number, index) = World::number(&change.source.position);
                 by_event.entry((change.source.side, number, index)).or_default().push((*offset, change));
                 (&change.source, change.record)
+            }
+            Body::Ticket(ticket) => {
+                records.insert(*offset, ticket.record);
+                continue;
             }
             Body::Echo(echo) => {
                 let (number, index) = World::number(&echo.source.position);
@@ -144,7 +151,7 @@ fn heard(world: &World, entries: &[(Offset, Entry)]) -> Check {
     let images = world.shape.gaps || world.shape.seeded;
     for side in Side::BOTH {
         for told in world.stream(side) {
-            let Said::Row { marked, fields, saw, written, operation, .. } = &told.said else { continue };
+            let Said::Row { marked, fields, saw, written, operation, ticket, .. } = &told.said else { continue };
             let changes = by_event.remove(&(side, told.number, told.index)).unwrap_or_default();
             must!(
                 changes.len() < 2 || world.shape.seeded,
@@ -156,6 +163,8 @@ fn heard(world: &World, entries: &[(Offset, Entry)]) -> Check {
                 continue;
             }
             let change = changes.first().map(|(_, c)| *c);
+            // A write that was sent twice may land in a row that has become another record meanwhile; it is an edit there.
+            let elsewhere = change.is_some_and(|c| ticket.is_some_and(|t| records.get(&t) != Some(&c.record)));
             if !marked && change.is_none() {
                 let news = fields.iter().any(|(f, v)| saw[usize::from(f.0)] != *v);
                 let existence = !matches!(operation, tidelock::flow::RowOperation::Update);
@@ -163,7 +172,7 @@ fn heard(world: &World, entries: &[(Offset, Entry)]) -> Check {
             }
             for (field, value) in fields {
                 let n = usize::from(field.0);
-                let ours = written.iter().find(|(f, _)| f == field).map(|(_, v)| v);
+                let ours = written.iter().find(|(f, _)| f == field && !elsewhere).map(|(_, v)| v);
                 let before = ours.unwrap_or(&saw[n]);
                 let told_as = change.and_then(|c| c.fields.iter().find(|f| f.field == *field));
                 match told_as {
@@ -228,9 +237,7 @@ fn no_return(world: &World, entries: &[(Offset, Entry)]) -> Check {
                     let anew = authors.get(&(ticket.record, value.field, &value.value));
                     let anew = past.is_some_and(|p| anew.is_some_and(|a| a.iter().any(|dot| !p.contains(dot))));
                     must!(
-                        past.is_none_or(|p| !p.contains(&value.dot))
-                            || anew
-                            || ticket.write == tidelock::change::WriteKind::Create,
+                        past.is_none_or(|p| !p.contains(&value.dot)) || anew || ticket.write == WriteKind::Create,
                         "entry {offset}: {} is written {} in field {}, which it has moved past",
                         ticket.side,
                         value.value,
@@ -241,8 +248,13 @@ fn no_return(world: &World, entries: &[(Offset, Entry)]) -> Check {
             }
             Body::Echo(echo) => {
                 if let Some(ticket) = tickets.get(&echo.ticket) {
+                    let side = echo.source.side;
+                    if ticket.write == WriteKind::Create && (echo.key.is_some() || echo.salesforce_id.is_some()) {
+                        // Another row: what the one before it held is not what its editors see.
+                        held.retain(|(record, _, at), _| (*record, *at) != (echo.record, side));
+                    }
                     for value in &ticket.values {
-                        held.insert((echo.record, value.field, echo.source.side), value.dot);
+                        held.insert((echo.record, value.field, side), value.dot);
                     }
                 }
             }
@@ -266,7 +278,7 @@ pub(crate) fn calm(world: &World) -> Check {
 pub(crate) fn writes(world: &World) -> Check {
     for (side, write) in &world.plans {
         for value in &write.values {
-            let create = write.kind != tidelock::change::WriteKind::Update;
+            let create = write.kind != WriteKind::Update;
             must!(create || value.expected != value.value, "ticket {} writes what {side} holds", write.ticket);
             let kind: &FieldKind = &world.catalog.mappings[0].fields[usize::from(value.field.0)].kind;
             must!(canonical(kind, &value.value) == value.value, "ticket {} is not canonical", write.ticket);

@@ -42,8 +42,11 @@ pub(crate) struct Shape {
     pub(crate) owners: bool,
     /// The sides' automation changes what we write.
     pub(crate) automation: bool,
-    /// What we write to a Salesforce record is copied to others, and marks name the ticket that they come of.
+    /// What we write to a Salesforce record is copied to others.
     pub(crate) cascades: bool,
+    /// Salesforce's marks name no tickets. So nobody can tell a write that landed twice from one that automation changed to
+    /// the very values of the write before it.
+    pub(crate) anonymous: bool,
     /// Crashes, lost answers, deliveries that come twice.
     pub(crate) faults: bool,
     /// Nothing is written to Salesforce, and what PostgreSQL's users do is undone.
@@ -78,6 +81,8 @@ pub(crate) struct World {
     unechoed: BTreeMap<Offset, (RecordId, usize)>,
     /// Rows read from Salesforce that are not taken in yet.
     images: VecDeque<(RowOperation, Str, Vec<Value>, Micros)>,
+    /// Whether the copy of Salesforce has begun.
+    copying: bool,
     pub(crate) edits: usize,
     fresh: u64,
     redelivered: u64,
@@ -205,6 +210,7 @@ impl World {
             answers: VecDeque::new(),
             unechoed: BTreeMap::new(),
             images: VecDeque::new(),
+            copying: false,
             edits,
             fresh: 0,
             redelivered: 0,
@@ -382,7 +388,7 @@ impl World {
                 old_key: old_key.clone(),
                 salesforce_id: id.clone(),
                 fields: fields.clone(),
-                own: match ticket.filter(|_| self.shape.cascades && side == Side::Salesforce) {
+                own: match ticket.filter(|_| side == Side::Salesforce && !self.shape.anonymous) {
                     Some(ticket) => Own::Tickets(ticket, ticket),
                     None if *marked => Own::Marked,
                     None => Own::No,
@@ -455,7 +461,7 @@ impl World {
         self.read[side.index()] = to;
         self.committed = false;
         for (_, id) in self.core.take_partial() {
-            let image = self.read_again(RowOperation::Image, &id);
+            let image = self.read_again(RowOperation::Reread, &id);
             self.images.push_back(image);
         }
     }
@@ -521,6 +527,7 @@ impl World {
             let ids: Vec<Str> =
                 self.salesforce.rows.iter().filter(|(_, r)| r.alive).map(|(id, _)| id.clone()).collect();
             self.trace(|| format!("copy salesforce {ids:?}"));
+            self.copying = true;
             for id in ids {
                 let image = self.read_again(RowOperation::Backfill, &id);
                 self.images.push_back(image);
@@ -555,7 +562,8 @@ impl World {
         if self.shape.seeded {
             self.backfill(Side::Postgres);
         }
-        if !self.images.is_empty() {
+        let copied = self.core.meta().backfill(Side::Salesforce, MappingId(0)).is_some_and(|b| b.finished);
+        if !self.images.is_empty() || (self.copying && !copied) {
             self.images.clear();
             self.backfill(Side::Salesforce);
         }
@@ -590,7 +598,7 @@ impl World {
         for record in self.records() {
             let state = self.core.record(record).unwrap().cloned();
             if let Some(id) = state.filter(|s| s.partial).and_then(|s| s.salesforce_id) {
-                images.push(self.read_again(RowOperation::Image, &id));
+                images.push(self.read_again(RowOperation::Reread, &id));
             }
         }
         images
