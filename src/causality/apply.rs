@@ -454,11 +454,8 @@ impl Edit<'_> {
                 // The decision's own offset is filled in when its entry is folded.
                 let parked = Parked { decision: self.cx.offset, conflict: kind, side: self.side, value, dots };
                 if let Some(earlier) = register.parked.replace(Box::new(parked)) {
-                    // It is the other side's, which has come to the value that stands since.
-                    let (lost, stands) = ((earlier.value, earlier.dots), incumbent.clone());
-                    let mut decision = self.decision(subject, earlier.conflict, Ruling::LaterOfSameSide, stands, lost);
-                    decision.about = earlier.decision;
-                    decisions.push(decision);
+                    let lost = (earlier.value, earlier.dots);
+                    decisions.push(self.decision(subject, kind, Ruling::LaterOfSameSide, newcomer.clone(), lost));
                 }
                 decisions.push(self.decision(subject, kind, ruling, incumbent, newcomer));
             }

@@ -368,30 +368,19 @@ impl Fold {
             if after.partial { self.put(key, id) } else { self.delete(key) }
         }
         if let Body::Decision(decision) = body {
-            // One that a later value of its own side ended waits no longer.
-            let ends = matches!(decision.ruling, Ruling::LaterOfSameSide)
-                && self.get(store, &keys::numbered(keys::OPEN_CONFLICT, decision.about.0))?.is_some();
-            self.index_decision(decision, record, state, offset, ends);
+            self.index_decision(decision, record, state, offset);
         }
         Ok(())
     }
 
     /// Conflicts by the offset of their first decision: record, and whether a person must still decide.
-    fn index_decision(
-        &mut self,
-        decision: &Decision,
-        record: RecordId,
-        state: &RecordState,
-        offset: Offset,
-        ends: bool,
-    ) {
+    fn index_decision(&mut self, decision: &Decision, record: RecordId, state: &RecordState, offset: Offset) {
         let mut value = record.0.to_be_bytes().to_vec();
         let (about, open) = match &decision.ruling {
             Ruling::Parked => {
                 (offset, matches!(decision.subject, Subject::Field(f) if parked_as(state, f) == Some(offset)))
             }
             Ruling::Person { .. } | Ruling::Agreed => (decision.about, false),
-            _ if ends => (decision.about, false),
             _ => (offset, false),
         };
         value.push(u8::from(open));
