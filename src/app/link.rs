@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::change::{Catalog, Key, MappingDef, MappingId, Notice, Position, Side, Str};
+use crate::change::{Catalog, FieldId, Key, MappingDef, MappingId, Notice, Position, Side, Str};
 use crate::clock::{self, Micros, SharedClock};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -300,6 +300,7 @@ impl Link {
             stream: opened.stream,
             timeline: None,
             catalog: Arc::clone(&self.catalog),
+            unread: Vec::new(),
             durable: None,
             heartbeat: Some(Duration::from_secs(self.config.postgres.heartbeat_seconds.into())),
             clock: Arc::clone(&self.clock),
@@ -315,7 +316,7 @@ impl Link {
                     taken = timeline::take_up_again(&ledger, &config.endpoint, &config.slot) => taken?,
                 };
                 let OpenedStream { stream, position: durable, .. } = opened;
-                let config = CaptureConfig { stream, timeline, durable, ..config };
+                let config = CaptureConfig { stream, timeline, durable, unread: not_begun(&ledger), ..config };
                 PostgresCapture::new(config, handle).run(&ledger, cancel).await
             }
         });
@@ -573,6 +574,15 @@ fn done_so_far(ledger: &Ledger, side: Side, mapping: &MappingDef) -> (Option<Str
     let status = status.borrow();
     let known = status.backfills.iter().find(|b| b.side == side && b.mapping == mapping.id);
     known.map_or((None, 0), |b| (Some(b.after.clone()).filter(|a| !a.is_empty()), b.rows))
+}
+
+/// Mappings of PostgreSQL that have got fields, of which no row has been read again yet, with the first of those fields.
+fn not_begun(ledger: &Ledger) -> Vec<(MappingId, FieldId)> {
+    let status = ledger.status();
+    let status = status.borrow();
+    let begins = |after: &Str| after.is_empty() || *after == BackfillProgress::sweep();
+    let waiting = status.backfills.iter().filter(|b| b.side == Side::Postgres && b.rows == 0 && begins(&b.after));
+    waiting.filter_map(|b| Some((b.mapping, b.unread?))).collect()
 }
 
 /// The catalog in force from now on; and, where a side cannot be asked, why the configuration may not be what is in force.
