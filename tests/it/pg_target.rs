@@ -199,7 +199,7 @@ async fn batches_of_all_kinds_apply_and_the_stream_tells() {
     let server = database().await;
     let stream = Stream::start(&server).await;
     let mut target = PostgresTarget::new(server.endpoint(), catalog(), options());
-    assert_eq!(target.resume().await.unwrap(), None);
+    assert_eq!(target.resume().await.unwrap().committed, None);
     let answers = target
         .write(&[
             create(10, ACCOUNT, 1, &[(NAME, text("One")), (AMOUNT, Value::Int(5)), (PICKS, text("a;b,c"))]),
@@ -244,14 +244,14 @@ async fn batches_of_all_kinds_apply_and_the_stream_tells() {
     assert_eq!(closed["skipped"], serde_json::json!([21, 22]));
     assert_eq!(one(&server, "SELECT string_agg(name, ',' ORDER BY id) FROM salesforce.account").await, "Uno,Two");
     assert_eq!(one(&server, "SELECT count(*) FROM salesforce.contact").await, "0");
-    assert_eq!(target.resume().await.unwrap(), Some(Offset(23)));
+    assert_eq!(target.resume().await.unwrap().committed, Some(Offset(23)));
 
     // Another change log starts with a cursor of its own.
     let mut other = options();
     other.log = "log-2".into();
     drop(target);
     let mut target = PostgresTarget::new(server.endpoint(), catalog(), other);
-    assert_eq!(target.resume().await.unwrap(), None);
+    assert_eq!(target.resume().await.unwrap().committed, None);
 }
 
 #[tokio::test]
@@ -448,20 +448,20 @@ async fn a_lost_answer_leaves_nothing_to_guess() {
     assert_eq!(error.kind(), Kind::Unavailable);
     let error = target.write(&[create(2, CONTACT, 2, &[(NAME, text("two"))])]).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable, "it must be resumed first");
-    assert_eq!(target.resume().await.unwrap(), Some(Offset(1)));
+    assert_eq!(target.resume().await.unwrap().committed, Some(Offset(1)));
     // Cancelled while the commit may be under way: either it took effect with its cursor, or not at all.
     for (ticket, micros) in (2..12).zip([0, 200, 400, 700, 1_000, 1_500, 2_000, 3_000, 5_000, 10_000]) {
         let batch = [create(ticket, CONTACT, ticket, &[(NAME, text("two"))])];
         let write = target.write(&batch);
         let answered = tokio::time::timeout(Duration::from_micros(micros), write).await;
-        let cursor = target.resume().await.unwrap();
+        let cursor = target.resume().await.unwrap().committed;
         let there =
             one(&server, &format!("SELECT count(*) FROM salesforce.contact WHERE sfid = '{}'", sfid(ticket))).await;
         assert_eq!(there, if cursor == Some(Offset(ticket)) { "1" } else { "0" }, "{micros} us, {answered:?}");
         if cursor != Some(Offset(ticket)) {
             target.write(&batch).await.unwrap();
         }
-        assert_eq!(target.resume().await.unwrap(), Some(Offset(ticket)));
+        assert_eq!(target.resume().await.unwrap().committed, Some(Offset(ticket)));
     }
     assert_eq!(one(&server, "SELECT count(*) FROM salesforce.contact").await, "11");
     // A ticket that the cursor covers is never written twice.
@@ -544,7 +544,7 @@ async fn one_session_writes_for_a_link() {
     assert_eq!(first.write(&[create(2, CONTACT, 2, &[])]).await.unwrap_err().kind(), Kind::Unavailable);
     second.write(&[create(3, CONTACT, 3, &[])]).await.unwrap();
     // Its own last session is ended at once.
-    assert_eq!(second.resume().await.unwrap(), Some(Offset(3)));
+    assert_eq!(second.resume().await.unwrap().committed, Some(Offset(3)));
     // Somebody else's lock is not broken.
     drop(second);
     let other = server.session().await.unwrap();
@@ -555,11 +555,11 @@ async fn one_session_writes_for_a_link() {
     let error = third.resume().await.unwrap_err();
     assert!(error.to_string().contains("tidelock-demo"), "{error}");
     other.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
-    assert_eq!(third.resume().await.unwrap(), Some(Offset(3)));
+    assert_eq!(third.resume().await.unwrap().committed, Some(Offset(3)));
     // Somebody moved the cursor: only one may write.
     server.execute("UPDATE tidelock.replay SET ticket = 9").await.unwrap();
     assert_eq!(third.write(&[create(4, CONTACT, 4, &[])]).await.unwrap_err().kind(), Kind::Unavailable);
-    assert_eq!(third.resume().await.unwrap(), Some(Offset(9)));
+    assert_eq!(third.resume().await.unwrap().committed, Some(Offset(9)));
 }
 
 #[tokio::test]

@@ -639,7 +639,13 @@ async fn locked_rows_make_no_dead_letters_and_hold_nothing_up() {
     link.wait_until("it was tried often", |link| retries(link, "to_postgres") > 8).await;
     let free = "SELECT title FROM salesforce.contact WHERE external_id__c = 'B'";
     assert_eq!(link.value(free).await.as_deref(), Some("free"));
-    // A crash while a write is put off: the next process takes it up.
+    // A crash while a write is put off: the next process takes it up, once by the stream's place alone and once by another
+    // write's echo.
+    link.kill();
+    link.start().await;
+    let is_behind = |link: &mut Link| link.status().is_some_and(|s| s["to_postgres"]["state"] != "in step");
+    link.wait_until("it says that a write waits", is_behind).await;
+    link.wait_until("it was tried again", |link| retries(link, "to_postgres") > 2).await;
     link.kill();
     link.start().await;
     link.update("Contact", &ids[1], json!({ "Title": "free again" }));

@@ -29,9 +29,9 @@ use transaction::Attempt;
 
 use super::endpoint::Endpoint;
 use super::introspect::table_details;
-use crate::change::{Catalog, MappingDef, MappingId, Offset, Side};
+use crate::change::{Catalog, MappingDef, MappingId, Side};
 use crate::error::{Error, Kind, Result};
-use crate::flow::{Confirmation, Mended, Target, Write, Written};
+use crate::flow::{Confirmation, Mended, Resumed, Target, Write, Written};
 
 /// What the server shows as `application_name` of the session that writes.
 pub const APPLICATION_NAME: &str = "tidelock";
@@ -222,16 +222,16 @@ impl Target for PostgresTarget {
         self.options.batch_limit
     }
 
-    async fn resume(&mut self) -> Result<Option<Offset>> {
+    async fn resume(&mut self) -> Result<Resumed> {
         if let Some(backend) = self.backend.take() {
             self.previous = Some(backend.pid);
         }
         self.tables.clear();
         let backend = Box::pin(Backend::open(&self.endpoint, &self.options, self.previous)).await?;
-        let cursor = backend.cursor;
+        let resumed = Resumed { committed: backend.cursor, told_by: Some(backend.told_by) };
         self.previous = Some(backend.pid);
         self.backend = Some(backend);
-        Ok(cursor)
+        Ok(resumed)
     }
 
     async fn write(&mut self, batch: &[Write]) -> Result<Vec<Written>> {
