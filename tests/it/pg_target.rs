@@ -509,6 +509,54 @@ async fn a_row_that_a_user_holds_is_put_off_and_the_others_go_on() {
     assert_eq!(one(&server, "SELECT name FROM salesforce.account WHERE id = 1").await, "user");
 }
 
+/// Locks that are not of the row itself: of a row with the same unique value that is not committed, of a parent, of the table.
+#[tokio::test]
+async fn what_waits_for_another_lock_of_a_user_is_put_off_and_the_others_go_on() {
+    let server = database().await;
+    let stream = Stream::start(&server).await;
+    let mut target = target(&server).await;
+    let rows = "CREATE TABLE salesforce.kind (name text PRIMARY KEY); \
+                INSERT INTO salesforce.kind VALUES ('free'), ('held'), ('late'); \
+                ALTER TABLE salesforce.contact ADD FOREIGN KEY (name) REFERENCES salesforce.kind DEFERRABLE INITIALLY DEFERRED; \
+                INSERT INTO salesforce.contact (name) SELECT 'free' FROM generate_series(1, 40)";
+    server.execute(rows).await.unwrap();
+    let user = server.session().await.unwrap();
+    let hold = "BEGIN; INSERT INTO salesforce.account (ext__c) VALUES ('e7'); \
+                SELECT FROM salesforce.kind WHERE name = 'held' FOR UPDATE";
+    user.batch_execute(hold).await.unwrap();
+    let renamed = |ticket, n, name: &str| update(ticket, CONTACT, n, vec![set(NAME, text("free"), text(name))]);
+    let batch = |ticket: u64| -> Vec<Write> {
+        let created = (1..=40).map(|n| create(ticket + n, ACCOUNT, n, &[(EXTERNAL, text(&format!("e{n}")))]));
+        let names = |n| if n == 9 || n == 23 { "held" } else { "late" };
+        created.chain((1..=40).map(|n| renamed(ticket + 40 + n, n, names(n)))).collect()
+    };
+    let held = |n: usize| [6, 48, 62].contains(&n);
+    let answers = tokio::time::timeout(Duration::from_mins(1), target.write(&batch(0))).await.unwrap().unwrap();
+    for (n, answer) in answers.iter().enumerate() {
+        assert!(if held(n) { is_put_off(answer) } else { *answer == Written::InStream }, "{n}: {answer:?}");
+    }
+    let closed = stream.closed(&server).await;
+    assert_eq!(closed["applied"].as_array().unwrap().len(), 77, "{closed}");
+    assert_eq!(one(&server, "SELECT count(*) FROM salesforce.account").await, "39");
+    user.batch_execute("ROLLBACK").await.unwrap();
+    let again: Vec<Write> = batch(100).into_iter().enumerate().filter(|(n, _)| held(*n)).map(|(_, w)| w).collect();
+    assert_eq!(target.write(&again).await.unwrap(), vec![Written::InStream; 3]);
+    assert_eq!(stream.closed(&server).await["applied"], serde_json::json!([107, 149, 163]));
+
+    // With the table itself locked, not every row is waited for alone; nothing is prepared for it yet in a new session.
+    target.resume().await.unwrap();
+    user.batch_execute("BEGIN; LOCK TABLE salesforce.contact IN SHARE MODE").await.unwrap();
+    let table = (1..=40).map(|n| update(200 + n, CONTACT, n, vec![set(AMOUNT, Value::Null, Value::Int(1))]));
+    let table: Vec<Write> = table.chain([create(300, ACCOUNT, 300, &[])]).collect();
+    for round in [0, 1000] {
+        let table: Vec<Write> =
+            table.iter().map(|w| Write { ticket: Offset(w.ticket.0 + round), ..w.clone() }).collect();
+        let answers = tokio::time::timeout(Duration::from_mins(1), target.write(&table)).await.unwrap().unwrap();
+        assert!(answers[..40].iter().all(is_put_off) && answers[40] == Written::InStream, "{answers:?}");
+    }
+    user.batch_execute("ROLLBACK").await.unwrap();
+}
+
 #[tokio::test]
 async fn names_that_no_row_of_the_table_can_have_cost_their_writes_alone() {
     let server = database().await;

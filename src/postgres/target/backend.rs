@@ -20,6 +20,9 @@ pub(super) type Parameters<'a> = [&'a (dyn ToSql + Sync)];
 /// More statements than a link's mappings have shapes; beyond it the cache starts anew.
 const STATEMENTS_MAX: usize = 512;
 
+/// How long a statement waits for a user's lock in a transaction that has met one, in milliseconds.
+const LOCK_TIMEOUT_AGAIN_MS: u32 = 50;
+
 /// How often the lock is asked for while an older session holds it.
 const LOCK_POLL: Duration = Duration::from_millis(100);
 
@@ -186,11 +189,13 @@ impl Backend {
         self.bounded(self.session.simple_query(statements), doing).await
     }
 
-    /// The prepared form of a statement.
+    /// The prepared form of a statement. One that is not known yet is prepared under the savepoint: the table may be locked.
     pub(super) async fn prepare(&mut self, sql: &str, doing: &str) -> Result<Statement, Fault> {
         if let Some(statement) = self.statements.get(sql) {
             return Ok(statement.clone());
         }
+        let set = self.savepoint();
+        self.simple(set, doing).await?;
         let statement = self.bounded(self.session.prepare(sql), doing).await?;
         if self.statements.len() >= STATEMENTS_MAX {
             self.statements.clear();
@@ -251,6 +256,12 @@ impl Backend {
     /// Undoes what the last guarded statement did.
     pub(super) async fn undo(&self, doing: &str) -> Result<(), Fault> {
         self.simple("ROLLBACK TO SAVEPOINT tidelock", doing).await.map(drop)
+    }
+
+    /// The same after a wait for a lock. From here on a lock is not waited for as long: there may be many to find out about.
+    pub(super) async fn undo_wait(&self, doing: &str) -> Result<(), Fault> {
+        let statements = format!("ROLLBACK TO SAVEPOINT tidelock; SET LOCAL lock_timeout = {LOCK_TIMEOUT_AGAIN_MS}");
+        self.simple(&statements, doing).await.map(drop)
     }
 
     /// Forgets prepared statements, after the tables changed.
