@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
@@ -42,6 +42,8 @@ use crate::status::{Handle, Identity, Parts};
 const DRAIN: Duration = Duration::from_secs(20);
 /// Rows that are copied from PostgreSQL at once.
 const COPY_ROWS: usize = 1_000;
+/// Tables of PostgreSQL that are copied at a time, with a session each.
+const COPIES_MAX: usize = 4;
 /// How often Salesforce's clock is compared, and records of which only part is known are asked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Records of which only part is known that are looked up at once.
@@ -279,7 +281,9 @@ impl Link {
         cancel: &CancellationToken,
         opened: &OpenedStream,
     ) {
+        let room = Arc::new(Semaphore::new(COPIES_MAX));
         for mapping in self.to_copy(Side::Postgres) {
+            let room = Arc::clone(&room);
             let (endpoint, handle, reader) = (self.endpoint.clone(), handle.clone(), self.pool.reader());
             let (ledger, cancel) = (self.ledger.clone(), cancel.clone());
             let copying = supervise("copy from postgres", cancel.clone(), move || {
@@ -287,8 +291,14 @@ impl Link {
                 let from = BackfillProgress { rows, after: after.unwrap_or_default(), finished: false };
                 let backfill = PostgresBackfill::new(endpoint.clone(), mapping.clone(), COPY_ROWS, handle.clone())
                     .looking_for(known_rows(reader.clone(), mapping.id));
-                let cancel = cancel.clone();
-                async move { backfill.run(from, &cancel, |_| {}).await.map(drop) }
+                let (room, cancel) = (Arc::clone(&room), cancel.clone());
+                async move {
+                    let _room = tokio::select! {
+                        () = cancel.cancelled() => return Ok(()),
+                        room = room.acquire() => room,
+                    };
+                    backfill.run(from, &cancel, |_| {}).await.map(drop)
+                }
             });
             tasks.spawn("copy from postgres", copying);
         }
