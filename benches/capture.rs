@@ -159,6 +159,7 @@ async fn consume(slot: String) -> Result<()> {
         link: "bench".into(),
         stream: opened.stream,
         catalog: Arc::new(catalog),
+        unread: Vec::new(),
         durable: None,
         timeline: None,
         heartbeat: None,

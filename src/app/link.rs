@@ -5,11 +5,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::change::{Catalog, Key, MappingDef, MappingId, Notice, Position, Side, Str};
+use crate::change::{Catalog, FieldId, Key, MappingDef, MappingId, Notice, Position, Side, Str};
 use crate::clock::{self, Micros, SharedClock};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -42,6 +42,8 @@ use crate::status::{Handle, Identity, Parts};
 const DRAIN: Duration = Duration::from_secs(20);
 /// Rows that are copied from PostgreSQL at once.
 const COPY_ROWS: usize = 1_000;
+/// Tables of PostgreSQL that are copied at a time, with a session each.
+const COPIES_MAX: usize = 4;
 /// How often Salesforce's clock is compared, and records of which only part is known are asked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Records of which only part is known that are looked up at once.
@@ -279,7 +281,9 @@ impl Link {
         cancel: &CancellationToken,
         opened: &OpenedStream,
     ) {
+        let room = Arc::new(Semaphore::new(COPIES_MAX));
         for mapping in self.to_copy(Side::Postgres) {
+            let room = Arc::clone(&room);
             let (endpoint, handle, reader) = (self.endpoint.clone(), handle.clone(), self.pool.reader());
             let (ledger, cancel) = (self.ledger.clone(), cancel.clone());
             let copying = supervise("copy from postgres", cancel.clone(), move || {
@@ -287,8 +291,14 @@ impl Link {
                 let from = BackfillProgress { rows, after: after.unwrap_or_default(), finished: false };
                 let backfill = PostgresBackfill::new(endpoint.clone(), mapping.clone(), COPY_ROWS, handle.clone())
                     .looking_for(known_rows(reader.clone(), mapping.id));
-                let cancel = cancel.clone();
-                async move { backfill.run(from, &cancel, |_| {}).await.map(drop) }
+                let (room, cancel) = (Arc::clone(&room), cancel.clone());
+                async move {
+                    let _room = tokio::select! {
+                        () = cancel.cancelled() => return Ok(()),
+                        room = room.acquire() => room,
+                    };
+                    backfill.run(from, &cancel, |_| {}).await.map(drop)
+                }
             });
             tasks.spawn("copy from postgres", copying);
         }
@@ -300,6 +310,7 @@ impl Link {
             stream: opened.stream,
             timeline: None,
             catalog: Arc::clone(&self.catalog),
+            unread: Vec::new(),
             durable: None,
             heartbeat: Some(Duration::from_secs(self.config.postgres.heartbeat_seconds.into())),
             clock: Arc::clone(&self.clock),
@@ -315,7 +326,7 @@ impl Link {
                     taken = timeline::take_up_again(&ledger, &config.endpoint, &config.slot) => taken?,
                 };
                 let OpenedStream { stream, position: durable, .. } = opened;
-                let config = CaptureConfig { stream, timeline, durable, ..config };
+                let config = CaptureConfig { stream, timeline, durable, unread: not_begun(&ledger), ..config };
                 PostgresCapture::new(config, handle).run(&ledger, cancel).await
             }
         });
@@ -573,6 +584,15 @@ fn done_so_far(ledger: &Ledger, side: Side, mapping: &MappingDef) -> (Option<Str
     let status = status.borrow();
     let known = status.backfills.iter().find(|b| b.side == side && b.mapping == mapping.id);
     known.map_or((None, 0), |b| (Some(b.after.clone()).filter(|a| !a.is_empty()), b.rows))
+}
+
+/// Mappings of PostgreSQL that have got fields, of which no row has been read again yet, with the first of those fields.
+fn not_begun(ledger: &Ledger) -> Vec<(MappingId, FieldId)> {
+    let status = ledger.status();
+    let status = status.borrow();
+    let begins = |after: &Str| after.is_empty() || *after == BackfillProgress::sweep();
+    let waiting = status.backfills.iter().filter(|b| b.side == Side::Postgres && b.rows == 0 && begins(&b.after));
+    waiting.filter_map(|b| Some((b.mapping, b.unread?))).collect()
 }
 
 /// The catalog in force from now on; and, where a side cannot be asked, why the configuration may not be what is in force.

@@ -12,4 +12,4 @@ mod captured;
 mod write;
 
 pub use captured::{Batch, Event, Intake, Item, Own, Receipt, Row, RowOperation};
-pub use write::{Confirmation, Mended, Target, Write, WriteValue, Written};
+pub use write::{Confirmation, Mended, Resumed, Target, Write, WriteValue, Written};

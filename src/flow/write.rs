@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use crate::change::{FieldId, Key, MappingId, Offset, RecordId, Side, Str, Value, WriteKind};
+use crate::change::{FieldId, Key, Lsn, MappingId, Offset, RecordId, Side, Str, Value, WriteKind};
 use crate::error::Result;
 
 /// One value to write, and what the log believes the side holds.
@@ -85,6 +85,15 @@ pub enum Confirmation {
     Answer,
 }
 
+/// What became of a side's earlier writes, as far as it says itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resumed {
+    /// The highest ticket offset whose transaction committed. `None` where that is not known, or nothing was ever written.
+    pub committed: Option<Offset>,
+    /// The place up to which the side's stream has told of all those transactions.
+    pub told_by: Option<Lsn>,
+}
+
 /// Carries out writes at one side.
 ///
 /// # Contract
@@ -103,9 +112,8 @@ pub trait Target: Send {
     /// The most writes in a batch.
     fn batch_limit(&self) -> usize;
 
-    /// Connects, makes sure that no earlier session of ours is still writing, and returns the highest ticket offset whose
-    /// transaction committed at the side (`None` where that is not known, or nothing was ever written).
-    fn resume(&mut self) -> impl Future<Output = Result<Option<Offset>>> + Send;
+    /// Connects, makes sure that no earlier session of ours is still writing, and returns what became of earlier writes.
+    fn resume(&mut self) -> impl Future<Output = Result<Resumed>> + Send;
 
     /// Carries out a batch. Order within it: as given.
     fn write(&mut self, batch: &[Write]) -> impl Future<Output = Result<Vec<Written>>> + Send;

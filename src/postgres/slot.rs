@@ -14,7 +14,7 @@ use std::time::Duration;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio_postgres::Client;
 
-use super::connect::database_error;
+use super::connect::{classify, database_error};
 use super::endpoint::Endpoint;
 use super::wire;
 use crate::change::{Lsn, Position, Str, StreamId};
@@ -29,6 +29,8 @@ const DROP_AGAIN_AFTER: Duration = Duration::from_millis(100);
 const SERVER_VERSION_MIN: i32 = 140_000;
 /// The index of a position that stands for "everything before the LSN after this one".
 const EVERYTHING: u32 = u32::MAX;
+/// SQLSTATE of a file that the server does not have.
+const NO_FILE: &str = "58P01";
 
 /// What a slot is like.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -347,7 +349,7 @@ pub(crate) fn stream_error(slot: &str, publication: &str, code: &str, message: &
             Kind::Configuration,
             format!("{message}; set wal_level = logical in postgresql.conf and restart the server"),
         ),
-        "58P01" => invalidated(slot),
+        NO_FILE => invalidated(slot),
         _ => return None,
     })
 }
@@ -421,7 +423,22 @@ pub async fn timeline_history(endpoint: &Endpoint, timeline: u32) -> Result<Stri
     let command = format!("TIMELINE_HISTORY {timeline}");
     let asking = connection.simple_query(&command);
     let rows = match tokio::time::timeout(endpoint.connect_timeout, asking).await {
-        Ok(answered) => answered.map_err(|e| e.at(endpoint).within(&doing))?,
+        Ok(answered) => answered.map_err(|error| match error {
+            wire::ReplicationError::Refused(refused) if refused.code == NO_FILE => {
+                let message = format!(
+                    "{doing}: {endpoint} does not have it any more ({}), so that nothing tells whether the server has all that \
+                     the change log has. Restore the file to the server's pg_wal, or drop the slot and start the link with a \
+                     new log (`log` in [link]), so that every row is read again",
+                    refused.message
+                );
+                Error::new(Kind::StreamLost, message).caused_by(refused)
+            }
+            wire::ReplicationError::Refused(refused) => {
+                let message = format!("{doing}: {endpoint} refused: {refused}");
+                Error::new(classify(&refused.code), message).caused_by(refused)
+            }
+            other => other.at(endpoint).within(&doing),
+        })?,
         Err(_) => return Err(Error::new(Kind::Unavailable, format!("{doing}: {endpoint} does not answer"))),
     };
     let history = rows.into_iter().next().and_then(|row| row.into_iter().nth(1)).flatten();
@@ -493,6 +510,7 @@ pub async fn drop_stream(client: &Client, slot: &str, publication: &str) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::server::{PostgresServer, ServerSettings};
 
     fn slot(confirmed: u64, current: u64) -> Slot {
         Slot {
@@ -542,6 +560,14 @@ mod tests {
         assert!(check_timeline("s", 1, 2, "garbage\n1 x y\n", &at(1)).is_err());
         // Everything before the place of the switch, and nothing after it, is no loss.
         assert!(check_timeline("s", 1, 3, history, &position_before(StreamId(0), Lsn(0x100))).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_history_that_is_gone_is_a_lost_stream() {
+        let server = PostgresServer::start(ServerSettings::default()).await.unwrap();
+        let gone = timeline_history(&server.endpoint(), 7).await.unwrap_err();
+        assert_eq!(gone.kind(), Kind::StreamLost, "{gone}");
+        assert!(gone.to_string().contains("00000007.history"), "{gone}");
     }
 
     #[test]

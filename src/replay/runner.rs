@@ -9,10 +9,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::change::{Body, Notice, Offset, RecordId, Side, Str, WriteResult, codec};
+use crate::change::{Body, Lsn, Notice, Offset, Position, RecordId, Side, Str, WriteResult, codec};
 use crate::clock::{Micros, SharedClock};
 use crate::error::{Error, Kind, Result};
-use crate::flow::{Confirmation, Mended, Target, Write, Written};
+use crate::flow::{Confirmation, Mended, Resumed, Target, Write, Written};
 use crate::ledger::{Answer, Ledger};
 use crate::log::ReadLimit;
 use crate::log::reader::LogReader;
@@ -99,6 +99,8 @@ pub struct Runner<T> {
     /// Writes of an earlier process in a transaction that committed, of which the stream has not told yet. It tells nothing of
     /// those that were put off.
     untold: BTreeMap<Offset, Write>,
+    /// The place of the side's stream by which it has told of them.
+    told_by: Option<Lsn>,
     /// Acknowledged writes whose echo has not been seen: ticket, record, when.
     unechoed: BTreeMap<Offset, (RecordId, Micros)>,
     backoff: Backoff,
@@ -159,6 +161,7 @@ impl<T: Target + 'static> Runner<T> {
             behind: BTreeMap::new(),
             attempts: HashMap::new(),
             untold: BTreeMap::new(),
+            told_by: None,
             unechoed: BTreeMap::new(),
             resume_at: None,
             resumed: false,
@@ -206,6 +209,7 @@ impl<T: Target + 'static> Runner<T> {
         loop {
             self.give_delayed().await?;
             let mut moved = self.read().await?;
+            self.give_passed().await?;
             moved |= self.plan().await?;
             moved |= self.send().await?;
             if !moved {
@@ -269,12 +273,16 @@ impl<T: Target + 'static> Runner<T> {
                         self.unechoed.remove(&echo.ticket);
                         self.attempts.remove(&echo.record);
                         told = told.max(echo.ticket);
+                        self.untold.remove(&echo.ticket);
                     }
                     echo.record
                 }
                 Body::Outcome(outcome) => {
-                    if outcome.side == self.side && outcome.result == WriteResult::Skipped {
-                        told = told.max(outcome.ticket);
+                    if outcome.side == self.side {
+                        self.untold.remove(&outcome.ticket);
+                        if outcome.result == WriteResult::Skipped {
+                            told = told.max(outcome.ticket);
+                        }
                     }
                     outcome.record
                 }
@@ -298,6 +306,25 @@ impl<T: Target + 'static> Runner<T> {
     async fn give_untold(&mut self, told: Offset) -> Result<()> {
         let later = self.untold.split_off(&told);
         let passed = std::mem::replace(&mut self.untold, later);
+        self.not_done(passed).await
+    }
+
+    /// The same where the stream has come past all of their transactions.
+    async fn give_passed(&mut self) -> Result<()> {
+        let Some(told_by) = self.told_by else { return Ok(()) };
+        let passed = match &self.ledger.status().borrow().positions[self.side.index()] {
+            Some(Position::Postgres { commit_lsn, .. }) => *commit_lsn >= told_by,
+            _ => false,
+        };
+        if !passed {
+            return Ok(());
+        }
+        self.told_by = None;
+        let passed = std::mem::take(&mut self.untold);
+        self.not_done(passed).await
+    }
+
+    async fn not_done(&mut self, passed: BTreeMap<Offset, Write>) -> Result<()> {
         if passed.is_empty() {
             return Ok(());
         }
@@ -328,7 +355,8 @@ impl<T: Target + 'static> Runner<T> {
     fn tell_status(&self) {
         let waiting = self.waiting_at.values().chain(self.deferred.values());
         let oldest = waiting.chain(self.held_back.values()).chain(self.behind.values()).map(|w| w.recorded_at).min();
-        self.status.behind.store((self.held_back.len() + self.behind.len()) as u64, Ordering::Relaxed);
+        let behind = self.held_back.len() + self.behind.len() + self.untold.len() + self.delayed.len();
+        self.status.behind.store(behind as u64, Ordering::Relaxed);
         self.status.at(self.scanned, oldest.unwrap_or(0));
     }
 
@@ -439,8 +467,8 @@ impl<T: Target + 'static> Runner<T> {
     /// Asks a transactional side what took effect, and gives the rest back to be planned anew.
     async fn resume(&mut self) -> Result<()> {
         let Some(target) = self.idle.first_mut() else { return Ok(()) };
-        let committed = match target.resume().await {
-            Ok(committed) => committed,
+        let Resumed { committed, told_by } = match target.resume().await {
+            Ok(resumed) => resumed,
             Err(error) => {
                 self.fail(&error);
                 return Ok(());
@@ -457,6 +485,7 @@ impl<T: Target + 'static> Runner<T> {
         let put_off: HashSet<Offset> = self.delayed.iter().map(|(_, answer)| answer.ticket).collect();
         let done = done.into_iter().filter(|write| !put_off.contains(&write.ticket));
         self.untold = done.map(|write| (write.ticket, write)).collect();
+        self.told_by = told_by;
         self.ready.clear();
         self.busy.clear();
         self.undefer_all();

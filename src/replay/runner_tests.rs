@@ -36,8 +36,8 @@ impl Target for Fake {
         2
     }
 
-    async fn resume(&mut self) -> Result<Option<Offset>> {
-        Ok(None)
+    async fn resume(&mut self) -> Result<Resumed> {
+        Ok(Resumed::default())
     }
 
     async fn write(&mut self, batch: &[Write]) -> Result<Vec<Written>> {

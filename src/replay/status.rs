@@ -16,7 +16,8 @@ pub struct ReplayStatus {
     pub(super) failures: AtomicU64,
     pub(super) refused: AtomicU64,
     pub(super) in_flight: AtomicU64,
-    /// Records that need a write which waits for what the side tells next.
+    /// Records that need a write which waits for what the side tells next, writes of an earlier session of which it has not told,
+    /// and writes that were put off.
     pub(super) behind: AtomicU64,
     open: AtomicBool,
 }
@@ -57,7 +58,8 @@ impl ReplayStatus {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Writes that are with the side just now, and records that need one as soon as the side has told what became of the last.
+    /// Writes that are with the side just now, and records that may need one as soon as the side has told what became of the
+    /// last.
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed) + self.behind.load(Ordering::Relaxed)
     }

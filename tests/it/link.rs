@@ -17,7 +17,7 @@ use tidelock::demo::server::{PostgresServer, ServerSettings};
 use tidelock::demo::world::Scratch;
 use tidelock::postgres::Session;
 use tidelock::postgres::endpoint::{Endpoint, Host};
-use tidelock::sandbox::{self, Client, Running, Sandbox, Seed};
+use tidelock::sandbox::{self, Client, OrgFile, Running, Sandbox, Seed};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -52,6 +52,8 @@ pub(crate) struct Setup {
     pub(crate) replay: String,
     pub(crate) server: ServerSettings,
     pub(crate) seed: Seed,
+    /// What the org has beyond the standard objects.
+    pub(crate) objects: OrgFile,
     /// Whether `tidelock init` is run.
     pub(crate) initialise: bool,
     /// Where the log is, if not in the test's own folder.
@@ -68,6 +70,7 @@ impl Default for Setup {
             replay: "backoff_min_ms = 50\nbackoff_max_ms = 1000\nattempts = 1000\n".into(),
             server: ServerSettings::default(),
             seed: Seed { seed: 11, ..Seed::default() },
+            objects: OrgFile::default(),
             initialise: true,
             log: None,
             keepalive: Duration::from_millis(500),
@@ -146,6 +149,7 @@ impl Link {
             sandbox::Config {
                 clients: vec![Client::new(CLIENT.0, CLIENT.1, "integration@example.com")],
                 seed: setup.seed,
+                org: setup.objects.clone(),
                 keepalive: setup.keepalive,
                 ..sandbox::Config::default()
             },

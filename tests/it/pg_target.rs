@@ -199,7 +199,7 @@ async fn batches_of_all_kinds_apply_and_the_stream_tells() {
     let server = database().await;
     let stream = Stream::start(&server).await;
     let mut target = PostgresTarget::new(server.endpoint(), catalog(), options());
-    assert_eq!(target.resume().await.unwrap(), None);
+    assert_eq!(target.resume().await.unwrap().committed, None);
     let answers = target
         .write(&[
             create(10, ACCOUNT, 1, &[(NAME, text("One")), (AMOUNT, Value::Int(5)), (PICKS, text("a;b,c"))]),
@@ -244,14 +244,14 @@ async fn batches_of_all_kinds_apply_and_the_stream_tells() {
     assert_eq!(closed["skipped"], serde_json::json!([21, 22]));
     assert_eq!(one(&server, "SELECT string_agg(name, ',' ORDER BY id) FROM salesforce.account").await, "Uno,Two");
     assert_eq!(one(&server, "SELECT count(*) FROM salesforce.contact").await, "0");
-    assert_eq!(target.resume().await.unwrap(), Some(Offset(23)));
+    assert_eq!(target.resume().await.unwrap().committed, Some(Offset(23)));
 
     // Another change log starts with a cursor of its own.
     let mut other = options();
     other.log = "log-2".into();
     drop(target);
     let mut target = PostgresTarget::new(server.endpoint(), catalog(), other);
-    assert_eq!(target.resume().await.unwrap(), None);
+    assert_eq!(target.resume().await.unwrap().committed, None);
 }
 
 #[tokio::test]
@@ -448,20 +448,20 @@ async fn a_lost_answer_leaves_nothing_to_guess() {
     assert_eq!(error.kind(), Kind::Unavailable);
     let error = target.write(&[create(2, CONTACT, 2, &[(NAME, text("two"))])]).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable, "it must be resumed first");
-    assert_eq!(target.resume().await.unwrap(), Some(Offset(1)));
+    assert_eq!(target.resume().await.unwrap().committed, Some(Offset(1)));
     // Cancelled while the commit may be under way: either it took effect with its cursor, or not at all.
     for (ticket, micros) in (2..12).zip([0, 200, 400, 700, 1_000, 1_500, 2_000, 3_000, 5_000, 10_000]) {
         let batch = [create(ticket, CONTACT, ticket, &[(NAME, text("two"))])];
         let write = target.write(&batch);
         let answered = tokio::time::timeout(Duration::from_micros(micros), write).await;
-        let cursor = target.resume().await.unwrap();
+        let cursor = target.resume().await.unwrap().committed;
         let there =
             one(&server, &format!("SELECT count(*) FROM salesforce.contact WHERE sfid = '{}'", sfid(ticket))).await;
         assert_eq!(there, if cursor == Some(Offset(ticket)) { "1" } else { "0" }, "{micros} us, {answered:?}");
         if cursor != Some(Offset(ticket)) {
             target.write(&batch).await.unwrap();
         }
-        assert_eq!(target.resume().await.unwrap(), Some(Offset(ticket)));
+        assert_eq!(target.resume().await.unwrap().committed, Some(Offset(ticket)));
     }
     assert_eq!(one(&server, "SELECT count(*) FROM salesforce.contact").await, "11");
     // A ticket that the cursor covers is never written twice.
@@ -509,6 +509,54 @@ async fn a_row_that_a_user_holds_is_put_off_and_the_others_go_on() {
     assert_eq!(one(&server, "SELECT name FROM salesforce.account WHERE id = 1").await, "user");
 }
 
+/// Locks that are not of the row itself: of a row with the same unique value that is not committed, of a parent, of the table.
+#[tokio::test]
+async fn what_waits_for_another_lock_of_a_user_is_put_off_and_the_others_go_on() {
+    let server = database().await;
+    let stream = Stream::start(&server).await;
+    let mut target = target(&server).await;
+    let rows = "CREATE TABLE salesforce.kind (name text PRIMARY KEY); \
+                INSERT INTO salesforce.kind VALUES ('free'), ('held'), ('late'); \
+                ALTER TABLE salesforce.contact ADD FOREIGN KEY (name) REFERENCES salesforce.kind DEFERRABLE INITIALLY DEFERRED; \
+                INSERT INTO salesforce.contact (name) SELECT 'free' FROM generate_series(1, 40)";
+    server.execute(rows).await.unwrap();
+    let user = server.session().await.unwrap();
+    let hold = "BEGIN; INSERT INTO salesforce.account (ext__c) VALUES ('e7'); \
+                SELECT FROM salesforce.kind WHERE name = 'held' FOR UPDATE";
+    user.batch_execute(hold).await.unwrap();
+    let renamed = |ticket, n, name: &str| update(ticket, CONTACT, n, vec![set(NAME, text("free"), text(name))]);
+    let batch = |ticket: u64| -> Vec<Write> {
+        let created = (1..=40).map(|n| create(ticket + n, ACCOUNT, n, &[(EXTERNAL, text(&format!("e{n}")))]));
+        let names = |n| if n == 9 || n == 23 { "held" } else { "late" };
+        created.chain((1..=40).map(|n| renamed(ticket + 40 + n, n, names(n)))).collect()
+    };
+    let held = |n: usize| [6, 48, 62].contains(&n);
+    let answers = tokio::time::timeout(Duration::from_mins(1), target.write(&batch(0))).await.unwrap().unwrap();
+    for (n, answer) in answers.iter().enumerate() {
+        assert!(if held(n) { is_put_off(answer) } else { *answer == Written::InStream }, "{n}: {answer:?}");
+    }
+    let closed = stream.closed(&server).await;
+    assert_eq!(closed["applied"].as_array().unwrap().len(), 77, "{closed}");
+    assert_eq!(one(&server, "SELECT count(*) FROM salesforce.account").await, "39");
+    user.batch_execute("ROLLBACK").await.unwrap();
+    let again: Vec<Write> = batch(100).into_iter().enumerate().filter(|(n, _)| held(*n)).map(|(_, w)| w).collect();
+    assert_eq!(target.write(&again).await.unwrap(), vec![Written::InStream; 3]);
+    assert_eq!(stream.closed(&server).await["applied"], serde_json::json!([107, 149, 163]));
+
+    // With the table itself locked, not every row is waited for alone; nothing is prepared for it yet in a new session.
+    target.resume().await.unwrap();
+    user.batch_execute("BEGIN; LOCK TABLE salesforce.contact IN SHARE MODE").await.unwrap();
+    let table = (1..=40).map(|n| update(200 + n, CONTACT, n, vec![set(AMOUNT, Value::Null, Value::Int(1))]));
+    let table: Vec<Write> = table.chain([create(300, ACCOUNT, 300, &[])]).collect();
+    for round in [0, 1000] {
+        let table: Vec<Write> =
+            table.iter().map(|w| Write { ticket: Offset(w.ticket.0 + round), ..w.clone() }).collect();
+        let answers = tokio::time::timeout(Duration::from_mins(1), target.write(&table)).await.unwrap().unwrap();
+        assert!(answers[..40].iter().all(is_put_off) && answers[40] == Written::InStream, "{answers:?}");
+    }
+    user.batch_execute("ROLLBACK").await.unwrap();
+}
+
 #[tokio::test]
 async fn names_that_no_row_of_the_table_can_have_cost_their_writes_alone() {
     let server = database().await;
@@ -544,7 +592,7 @@ async fn one_session_writes_for_a_link() {
     assert_eq!(first.write(&[create(2, CONTACT, 2, &[])]).await.unwrap_err().kind(), Kind::Unavailable);
     second.write(&[create(3, CONTACT, 3, &[])]).await.unwrap();
     // Its own last session is ended at once.
-    assert_eq!(second.resume().await.unwrap(), Some(Offset(3)));
+    assert_eq!(second.resume().await.unwrap().committed, Some(Offset(3)));
     // Somebody else's lock is not broken.
     drop(second);
     let other = server.session().await.unwrap();
@@ -555,11 +603,11 @@ async fn one_session_writes_for_a_link() {
     let error = third.resume().await.unwrap_err();
     assert!(error.to_string().contains("tidelock-demo"), "{error}");
     other.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
-    assert_eq!(third.resume().await.unwrap(), Some(Offset(3)));
+    assert_eq!(third.resume().await.unwrap().committed, Some(Offset(3)));
     // Somebody moved the cursor: only one may write.
     server.execute("UPDATE tidelock.replay SET ticket = 9").await.unwrap();
     assert_eq!(third.write(&[create(4, CONTACT, 4, &[])]).await.unwrap_err().kind(), Kind::Unavailable);
-    assert_eq!(third.resume().await.unwrap(), Some(Offset(9)));
+    assert_eq!(third.resume().await.unwrap().committed, Some(Offset(9)));
 }
 
 #[tokio::test]

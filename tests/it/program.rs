@@ -11,7 +11,7 @@ use serde_json::{Value as Json, json};
 use tidelock::change::{Notice, Side};
 use tidelock::demo::server::ServerSettings;
 use tidelock::log::{RocksLog, RocksOptions};
-use tidelock::sandbox::Seed;
+use tidelock::sandbox::{OrgFile, Seed};
 use tokio::time::sleep;
 
 use super::link::{Link, MAPPINGS, PATIENCE, Setup, complaint, hangup, is_quiet, printed};
@@ -560,6 +560,43 @@ async fn copying_goes_on_after_kills_where_it_was() {
     link.verify();
 }
 
+/// However many tables there are, the database's sessions are left to others.
+#[tokio::test(flavor = "multi_thread")]
+async fn few_tables_are_copied_at_a_time() {
+    let (mut mappings, mut objects) = (MAPPINGS.to_owned(), String::new());
+    for n in 0..10 {
+        objects += &format!("[[objects]]\nname = \"Thing{n}__c\"\n");
+        mappings += &format!("[[mapping]]\nsobject = \"Thing{n}__c\"\nfields = [\"Name\"]\naccess = \"read_only\"\n");
+    }
+    let objects = OrgFile::from_toml(&objects).unwrap();
+    let mut link = Link::new(Setup { objects, ..Setup::with_mappings(&mappings) }).await;
+    let user = link.server.session().await.unwrap();
+    let lock = "DO $$ DECLARE t regclass; BEGIN FOR t IN SELECT oid FROM pg_class WHERE relkind = 'r' \
+                AND relnamespace = 'salesforce'::regnamespace LOOP EXECUTE 'LOCK TABLE ' || t; END LOOP; END $$";
+    user.batch_execute(&format!("BEGIN; {lock}")).await.unwrap();
+    link.spawn();
+    let copying =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%pg_current_snapshot%'";
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while link.value(copying).await.as_deref() != Some("4") {
+        assert!(tokio::time::Instant::now() < deadline, "{:?} tables are copied", link.value(copying).await);
+        sleep(Duration::from_millis(10)).await;
+    }
+    // The others would be there by now.
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(link.value(copying).await.as_deref(), Some("4"));
+    user.batch_execute("COMMIT").await.unwrap();
+    link.wait_until("all is copied", |link| {
+        link.status().is_some_and(|s| {
+            let copies = s["backfills"].as_array().unwrap();
+            copies.len() == 24 && copies.iter().all(|b| b["finished"] == true)
+        })
+    })
+    .await;
+    link.settle().await;
+    link.verify();
+}
+
 /// Rows were copied, and the org's stream had not told its place yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_changed_while_down_is_read_where_no_place_in_the_stream_was_known() {
@@ -639,7 +676,13 @@ async fn locked_rows_make_no_dead_letters_and_hold_nothing_up() {
     link.wait_until("it was tried often", |link| retries(link, "to_postgres") > 8).await;
     let free = "SELECT title FROM salesforce.contact WHERE external_id__c = 'B'";
     assert_eq!(link.value(free).await.as_deref(), Some("free"));
-    // A crash while a write is put off: the next process takes it up.
+    // A crash while a write is put off: the next process takes it up, once by the stream's place alone and once by another
+    // write's echo.
+    link.kill();
+    link.start().await;
+    let is_behind = |link: &mut Link| link.status().is_some_and(|s| s["to_postgres"]["state"] != "in step");
+    link.wait_until("it says that a write waits", is_behind).await;
+    link.wait_until("it was tried again", |link| retries(link, "to_postgres") > 2).await;
     link.kill();
     link.start().await;
     link.update("Contact", &ids[1], json!({ "Title": "free again" }));

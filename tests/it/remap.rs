@@ -93,6 +93,49 @@ async fn a_field_that_is_added_is_read_again() {
     link.ok(&["log", "verify"]);
 }
 
+/// The stream still holds changes from before the column was there, which it describes as the table was then.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_from_before_a_new_column_are_taken_in() {
+    let mut link = Link::new(Setup::with_mappings(&mappings(FIELDS))).await;
+    for name in ["edited", "untouched"] {
+        contact(&link, name, Some(&format!("salesforce@{name}.example")));
+    }
+    link.start().await;
+    link.settle().await;
+    link.sql("UPDATE salesforce.contact SET phone = '1' WHERE external_id__c = 'edited'").await;
+    link.arrive().await;
+    link.kill();
+    link.sql("UPDATE salesforce.contact SET phone = '2' WHERE external_id__c = 'edited'").await;
+    link.sql("INSERT INTO salesforce.contact (lastname, external_id__c, phone) VALUES ('Born', 'born', '3')").await;
+
+    link.setup_mappings(&mappings(WITH_EMAIL));
+    link.ok(&["init"]);
+    link.sql("UPDATE salesforce.contact SET email = 'postgres@born.example' WHERE external_id__c = 'born'").await;
+    link.start().await;
+    link.settle().await;
+    assert_eq!(link.record("Contact", "edited").unwrap()["Phone"], "2");
+    assert_eq!(link.record("Contact", "born").unwrap()["Phone"], "3");
+    for (name, stands) in [
+        ("edited", "salesforce@edited.example"),
+        ("untouched", "salesforce@untouched.example"),
+        ("born", "postgres@born.example"),
+    ] {
+        assert_eq!(email(&link, name).await.as_deref(), Some(stands), "{name}");
+        assert_eq!(email_in_org(&link, name).as_deref(), Some(stands), "{name}");
+    }
+    link.verify();
+    assert_eq!(link.json(&["dead-letters", "list"]), json!([]));
+
+    // What it still held was taken in for good, and a column that goes later is not taken for one that was not there yet.
+    link.kill();
+    link.start().await;
+    link.settle().await;
+    link.sql("ALTER TABLE salesforce.contact DROP COLUMN email").await;
+    link.sql("UPDATE salesforce.contact SET phone = '4' WHERE external_id__c = 'edited'").await;
+    assert_eq!(link.wait_for_exit().await.code(), Some(2), "{}", link.said_last());
+    assert!(link.said_last().contains("no longer has the column `email`"), "{}", link.said_last());
+}
+
 /// While a side cannot be asked what it has, a changed configuration is said not to be in force, and the rest goes on; it is
 /// put in force when the side answers again.
 #[tokio::test(flavor = "multi_thread")]

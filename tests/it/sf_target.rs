@@ -235,7 +235,7 @@ fn is_refused(written: &Written) -> bool {
 async fn a_record_is_created_updated_and_deleted() {
     let org = Org::start().await;
     let mut target = org.target();
-    assert_eq!(target.resume().await.unwrap(), None);
+    assert_eq!(target.resume().await.unwrap().committed, None);
     let values = vec![text(NAME, "Acme"), value(EMPLOYEES, Value::Int(12)), value(FAX, Value::Null)];
     let id = id_of(&target.write(&[create(1, ACCOUNT, "a", values)]).await.unwrap()[0]);
     let record = &org.records("Account")["a"];

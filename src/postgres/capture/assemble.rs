@@ -293,7 +293,10 @@ impl Assembler {
     fn relation(&mut self, message: &RelationMessage<'_>) -> Result<()> {
         let mapping = self.catalog.mappings.iter().find(|m| m.schema == message.schema && m.table == message.name);
         let plan = match mapping {
-            Some(mapping) => Some(Plan::compile(mapping, &Relation::from(message), &self.base_types)?),
+            Some(mapping) => {
+                let unread = self.windows.unread(mapping.id);
+                Some(Plan::compile(mapping, &Relation::from(message), &self.base_types, unread)?)
+            }
             None => None,
         };
         self.relations.insert(message.oid, plan);
@@ -302,7 +305,7 @@ impl Assembler {
 
     fn insert(&mut self, relation: u32, new: &Tuple<'_>) -> Result<()> {
         let index = self.next_index()?;
-        let Some(plan) = plan(&self.relations, relation)? else { return Ok(()) };
+        let Some(plan) = plan(&self.relations, &self.windows, relation)? else { return Ok(()) };
         let columns = plan.columns(new)?;
         let key = plan.key(&columns, None)?;
         let (fields, salesforce_id) = plan.told(&columns)?;
@@ -322,7 +325,7 @@ impl Assembler {
 
     fn update(&mut self, relation: u32, old: Option<&OldTuple<'_>>, new: &Tuple<'_>) -> Result<()> {
         let index = self.next_index()?;
-        let Some(plan) = plan(&self.relations, relation)? else { return Ok(()) };
+        let Some(plan) = plan(&self.relations, &self.windows, relation)? else { return Ok(()) };
         let columns = plan.columns(new)?;
         let old: Option<Columns<'_>> = old.map(|old| plan.columns(&old.tuple)).transpose()?;
         let key = plan.key(&columns, old.as_ref())?;
@@ -347,7 +350,7 @@ impl Assembler {
 
     fn delete(&mut self, relation: u32, old: &OldTuple<'_>) -> Result<()> {
         let index = self.next_index()?;
-        let Some(plan) = plan(&self.relations, relation)? else { return Ok(()) };
+        let Some(plan) = plan(&self.relations, &self.windows, relation)? else { return Ok(()) };
         let columns = plan.columns(&old.tuple)?;
         let key = plan.key(&columns, None)?;
         let salesforce_id = if old.kind == OldKind::Row { plan.salesforce_id(&columns)? } else { None };
@@ -369,7 +372,7 @@ impl Assembler {
     fn truncate(&mut self, relations: &[[u8; 4]]) -> Result<()> {
         for oid in relations {
             let index = self.next_index()?;
-            let Some(plan) = plan(&self.relations, u32::from_be_bytes(*oid))? else { continue };
+            let Some(plan) = plan(&self.relations, &self.windows, u32::from_be_bytes(*oid))? else { continue };
             let (mapping, table) = (plan.mapping, plan.table().to_owned());
             tracing::error!(
                 table,
@@ -508,10 +511,15 @@ impl Assembler {
     }
 }
 
-/// The plan of a relation; none if it is not mapped.
-fn plan(relations: &HashMap<u32, Option<Plan>>, oid: u32) -> Result<Option<&Plan>> {
+/// The plan of a relation; none if it is not mapped. One that lacks a column serves until a backfill has begun to read that:
+/// every change after it has the column.
+fn plan<'a>(relations: &'a HashMap<u32, Option<Plan>>, windows: &Windows, oid: u32) -> Result<Option<&'a Plan>> {
     match relations.get(&oid) {
-        Some(plan) => Ok(plan.as_ref()),
+        Some(Some(plan)) => match plan.lacks() {
+            Some(missing) if windows.unread(plan.mapping).is_none() => Err(Error::new(Kind::Configuration, missing)),
+            _ => Ok(Some(plan)),
+        },
+        Some(None) => Ok(None),
         None => {
             Err(Error::new(Kind::Protocol, "a change of a relation that was not announced in the replication stream"))
         }

@@ -31,7 +31,7 @@ pub use watermark::CaptureHandle;
 use super::connect::{Session, database_error};
 use super::endpoint::Endpoint;
 use super::{slot, wire};
-use crate::change::{Catalog, Lsn, Position, StreamId};
+use crate::change::{Catalog, FieldId, Lsn, MappingId, Position, StreamId};
 use crate::clock::SharedClock;
 use crate::error::{Error, Kind, Result};
 use crate::flow::Intake;
@@ -59,6 +59,9 @@ pub struct CaptureConfig {
     pub timeline: Option<u32>,
     /// What is mapped.
     pub catalog: Arc<Catalog>,
+    /// Of mappings whose rows are to be read again for new fields, and of which none has been read: the first of those fields.
+    /// What the stream holds may be older than their columns.
+    pub unread: Vec<(MappingId, FieldId)>,
     /// The last position of this stream in the log; none if it has none yet.
     pub durable: Option<Position>,
     /// How often to write a heartbeat into the server's log, if at all. It moves the slot where other databases of the same
@@ -103,7 +106,7 @@ impl Capture {
     async fn run_connected<I: Intake>(self, intake: &I, cancel: &CancellationToken) -> Result<()> {
         let Self { config, handle } = self;
         let durable = config.durable_lsn()?;
-        let windows = Windows::new(handle.clone());
+        let windows = Windows::new(handle.clone(), config.unread.iter().copied());
         let assembler = Assembler::new(config.stream, &config.link, Arc::clone(&config.catalog), windows)?;
         let opening = open(&config, durable, Arc::clone(handle.status()));
         let (connection, start, session) = tokio::select! {

@@ -24,6 +24,8 @@ pub(super) struct Plan {
     fields: Vec<FieldPlan>,
     /// Which of the fields is the Salesforce id.
     id_field: Option<usize>,
+    /// What is wrong with a column that was left out, should it not come.
+    lacks: Option<String>,
 }
 
 #[derive(Debug)]
@@ -39,12 +41,21 @@ pub(super) type Told = (Vec<(FieldId, Value)>, Option<Str>);
 
 impl Plan {
     /// Compiles the plan of a mapping for its relation. `base_types`: domains and what they are made of.
-    pub(super) fn compile(mapping: &MappingDef, relation: &Relation, base_types: &HashMap<u32, u32>) -> Result<Self> {
+    ///
+    /// A change is described as the table was at its time. So columns of fields from `unread` on, which were mapped lately and
+    /// are yet to be read from the table, may be missing still: they are not told.
+    pub(super) fn compile(
+        mapping: &MappingDef,
+        relation: &Relation,
+        base_types: &HashMap<u32, u32>,
+        unread: Option<FieldId>,
+    ) -> Result<Self> {
         let table = format!("{}.{}", relation.schema, relation.name);
         let find = |name: &str| relation.columns.iter().position(|c| c.name == name);
         let mut key = SmallVec::new();
         for name in &mapping.key_columns {
-            let column = find(name).ok_or_else(|| missing_column(mapping, &table, name, "its key"))?;
+            let column = find(name)
+                .ok_or_else(|| Error::new(Kind::Configuration, missing_column(mapping, &table, name, "its key")))?;
             if relation.replica_identity == ReplicaIdentity::Nothing
                 || !relation.columns.get(column).is_some_and(|c| c.is_key)
             {
@@ -56,21 +67,34 @@ impl Plan {
             return Err(no_identity(mapping, &table, "(none)"));
         }
         let mut fields = Vec::with_capacity(mapping.fields.len());
+        let mut lacks = None;
         for field in &mapping.fields {
-            let column =
-                find(&field.column).ok_or_else(|| missing_column(mapping, &table, &field.column, &field.name))?;
+            let Some(column) = find(&field.column) else {
+                let missing = missing_column(mapping, &table, &field.column, &field.name);
+                if unread.is_none_or(|first| field.id < first) {
+                    return Err(Error::new(Kind::Configuration, missing));
+                }
+                lacks = Some(missing);
+                continue;
+            };
             let type_oid = relation.columns.get(column).map_or(0, |c| c.type_oid);
             let type_oid = base_types.get(&type_oid).copied().unwrap_or(type_oid);
             fields.push(FieldPlan { id: field.id, kind: field.kind.clone(), column, type_oid });
         }
         fields.sort_by_key(|f| f.id);
         let id_field = fields.iter().position(|f| f.kind == FieldKind::Id);
-        Ok(Self { mapping: mapping.id, table, columns: relation.columns.len(), key, fields, id_field })
+        Ok(Self { mapping: mapping.id, table, columns: relation.columns.len(), key, fields, id_field, lacks })
     }
 
     /// The table, as `schema.table`.
     pub(super) fn table(&self) -> &str {
         &self.table
+    }
+
+    /// What is wrong with the relation where it lacks a mapped column.
+    #[inline]
+    pub(super) fn lacks(&self) -> Option<&str> {
+        self.lacks.as_deref()
     }
 
     /// A tuple's columns, for access by place.
@@ -141,14 +165,13 @@ impl Plan {
     }
 }
 
-fn missing_column(mapping: &MappingDef, table: &str, column: &str, field: &str) -> Error {
-    let message = format!(
+fn missing_column(mapping: &MappingDef, table: &str, column: &str, field: &str) -> String {
+    format!(
         "the table {table} no longer has the column `{column}` in its stream, which the mapping `{}` needs for {field}: it \
          was dropped, renamed, is generated, or is left out of the publication's column list. Restore it, or change the \
          mapping and start again; nothing is lost meanwhile",
         mapping.name
-    );
-    Error::new(Kind::Configuration, message)
+    )
 }
 
 fn no_identity(mapping: &MappingDef, table: &str, column: &str) -> Error {

@@ -10,7 +10,7 @@
 //! told already. So the snapshot comes with the chunk and is compared with the transactions before the low message; if it
 //! misses one, the chunk is read again.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
@@ -127,6 +127,8 @@ pub(super) struct Windows {
     open: Vec<OpenWindow>,
     recent: VecDeque<u32>,
     transactions: u64,
+    /// By mapping, the first of the fields whose columns no backfill has begun to read.
+    unread: HashMap<MappingId, FieldId>,
 }
 
 /// A window that closed with a chunk to offer.
@@ -137,8 +139,14 @@ pub(super) struct Closed {
 }
 
 impl Windows {
-    pub(super) fn new(handle: CaptureHandle) -> Self {
-        Self { handle, ..Self::default() }
+    pub(super) fn new(handle: CaptureHandle, unread: impl IntoIterator<Item = (MappingId, FieldId)>) -> Self {
+        Self { handle, unread: unread.into_iter().collect(), ..Self::default() }
+    }
+
+    /// The first of a mapping's fields whose columns the stream may not have yet. A backfill looks for its columns before it
+    /// begins, so that whatever was done before they were there comes before its first message.
+    pub(super) fn unread(&self, mapping: MappingId) -> Option<FieldId> {
+        self.unread.get(&mapping).copied()
     }
 
     /// Notes a committed transaction that had changes of mapped rows.
@@ -178,6 +186,7 @@ impl Windows {
     pub(super) fn low(&mut self, id: &str) {
         if let Some(window) = self.handle.claim(id) {
             let opened_at = self.transactions;
+            self.unread.remove(&window.mapping);
             self.open.push(OpenWindow { window, touched: HashSet::new(), opened_at, spoiled: false });
         }
     }
@@ -262,7 +271,7 @@ mod tests {
     #[test]
     fn rows_touched_within_the_window_are_left_to_the_stream() {
         let handle = CaptureHandle::new();
-        let mut windows = Windows::new(handle.clone());
+        let mut windows = Windows::new(handle.clone(), []);
         let (chunk_tx, _outcome) = announce(&handle, "a");
         windows.touch(MappingId(1), &Key::from_parts(["0"]));
         windows.low("a");
@@ -280,7 +289,7 @@ mod tests {
     fn a_chunk_that_missed_an_earlier_commit_is_read_again() {
         for (snapshot, again) in [("9:12:", false), ("9:12:10", true), ("9:10:", true), ("9:11:9", false)] {
             let handle = CaptureHandle::new();
-            let mut windows = Windows::new(handle.clone());
+            let mut windows = Windows::new(handle.clone(), []);
             let (chunk_tx, mut outcome) = announce(&handle, "a");
             windows.committed(10);
             windows.low("a");
@@ -307,7 +316,7 @@ mod tests {
     #[test]
     fn windows_of_dead_backfills_are_forgotten() {
         let handle = CaptureHandle::new();
-        let mut windows = Windows::new(handle.clone());
+        let mut windows = Windows::new(handle.clone(), []);
         drop(announce(&handle, "a"));
         let waiting = announce(&handle, "b");
         assert_eq!(handle.announced.lock().unwrap().len(), 1);

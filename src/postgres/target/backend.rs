@@ -9,7 +9,7 @@ use tokio_postgres::{Row, SimpleQueryMessage, Statement};
 
 use super::fault::Fault;
 use super::{ADVISORY_CLASS, APPLICATION_NAME, TargetOptions};
-use crate::change::Offset;
+use crate::change::{Lsn, Offset};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::connect::Session;
 use crate::postgres::endpoint::Endpoint;
@@ -19,6 +19,9 @@ pub(super) type Parameters<'a> = [&'a (dyn ToSql + Sync)];
 
 /// More statements than a link's mappings have shapes; beyond it the cache starts anew.
 const STATEMENTS_MAX: usize = 512;
+
+/// How long a statement waits for a user's lock in a transaction that has met one, in milliseconds.
+const LOCK_TIMEOUT_AGAIN_MS: u32 = 50;
 
 /// How often the lock is asked for while an older session holds it.
 const LOCK_POLL: Duration = Duration::from_millis(100);
@@ -34,6 +37,8 @@ pub(super) struct Backend {
     pub(super) pid: i32,
     /// The highest ticket committed, as the database says.
     pub(super) cursor: Option<Offset>,
+    /// Where the server's log stood when the cursor was read: the transactions that it stands for come before.
+    pub(super) told_by: Lsn,
     /// Whether a transaction is under way: after an error or a cancelled call its outcome is unknown.
     pub(super) in_transaction: bool,
 }
@@ -58,11 +63,12 @@ impl Backend {
             savepoint: false,
             pid: 0,
             cursor: None,
+            told_by: Lsn::default(),
             in_transaction: false,
         };
         backend.configure(options).await?;
         backend.lock(options, previous).await?;
-        backend.cursor = backend.read_cursor(options).await?;
+        (backend.cursor, backend.told_by) = backend.read_cursor(options).await?;
         Ok(backend)
     }
 
@@ -159,16 +165,16 @@ impl Backend {
         }))
     }
 
-    async fn read_cursor(&mut self, options: &TargetOptions) -> Result<Option<Offset>> {
+    async fn read_cursor(&mut self, options: &TargetOptions) -> Result<(Option<Offset>, Lsn)> {
         let doing = "reading the cursor (table tidelock.replay)";
         let read = format!(
             "INSERT INTO tidelock.replay (link, log) VALUES ({link}, {log}) ON CONFLICT DO NOTHING; \
-             SELECT ticket FROM tidelock.replay WHERE link = {link} AND log = {log}",
+             SELECT ticket, pg_catalog.pg_current_wal_insert_lsn() FROM tidelock.replay WHERE link = {link} AND log = {log}",
             link = escape_literal(&options.link),
             log = escape_literal(&options.log),
         );
         match self.simple(&read, doing).await {
-            Ok(rows) => ticket(&rows),
+            Ok(rows) => Ok((ticket(&rows)?, place(&rows)?)),
             Err(Fault::Stale(error)) => Err(Error::new(
                 Kind::Configuration,
                 "the database has no table tidelock.replay that this version can use; run `tidelock init`",
@@ -183,11 +189,13 @@ impl Backend {
         self.bounded(self.session.simple_query(statements), doing).await
     }
 
-    /// The prepared form of a statement.
+    /// The prepared form of a statement. One that is not known yet is prepared under the savepoint: the table may be locked.
     pub(super) async fn prepare(&mut self, sql: &str, doing: &str) -> Result<Statement, Fault> {
         if let Some(statement) = self.statements.get(sql) {
             return Ok(statement.clone());
         }
+        let set = self.savepoint();
+        self.simple(set, doing).await?;
         let statement = self.bounded(self.session.prepare(sql), doing).await?;
         if self.statements.len() >= STATEMENTS_MAX {
             self.statements.clear();
@@ -250,6 +258,12 @@ impl Backend {
         self.simple("ROLLBACK TO SAVEPOINT tidelock", doing).await.map(drop)
     }
 
+    /// The same after a wait for a lock. From here on a lock is not waited for as long: there may be many to find out about.
+    pub(super) async fn undo_wait(&self, doing: &str) -> Result<(), Fault> {
+        let statements = format!("ROLLBACK TO SAVEPOINT tidelock; SET LOCAL lock_timeout = {LOCK_TIMEOUT_AGAIN_MS}");
+        self.simple(&statements, doing).await.map(drop)
+    }
+
     /// Forgets prepared statements, after the tables changed.
     pub(super) fn forget_statements(&mut self) {
         self.statements.clear();
@@ -281,6 +295,15 @@ pub(super) fn first_text(messages: &[SimpleQueryMessage]) -> Option<&str> {
         SimpleQueryMessage::Row(row) => row.get(0),
         _ => None,
     })
+}
+
+/// The place in the server's log in the last row of an answer, whose second column it is.
+fn place(messages: &[SimpleQueryMessage]) -> Result<Lsn> {
+    let place = messages.iter().rev().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(1)?.parse().ok(),
+        _ => None,
+    });
+    place.ok_or_else(|| Error::new(Kind::Protocol, "the server did not tell how far its log goes"))
 }
 
 /// The cursor in the last row of an answer, whose first column it is. No row at all means that somebody removed ours.

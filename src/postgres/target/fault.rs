@@ -10,6 +10,9 @@ use crate::error::{Error, Kind};
 pub(super) enum Fault {
     /// One row, or several, are not acceptable: narrowed down, then refused.
     Row(Refusal),
+    /// Somebody holds a lock that one row needs, or several: narrowed down, then put off. Outside of a statement that can be undone
+    /// alone, like [`Fault::Busy`].
+    Locked(Error),
     /// Another session was in the way. Nothing took effect; the transaction is tried again.
     Busy(Error),
     /// The table is no longer as it was described, or prepared statements are gone: looked at anew, then tried again.
@@ -57,6 +60,7 @@ impl Fault {
         };
         match meaning(code) {
             Meaning::Row => Self::Row(Refusal::new(code, row_message(error))),
+            Meaning::Locked => Self::Locked(say(Kind::Unavailable, "; it is tried again")),
             Meaning::Busy => Self::Busy(say(Kind::Unavailable, "; it is tried again")),
             Meaning::Stale => Self::Stale(say(
                 Kind::Configuration,
@@ -75,7 +79,7 @@ impl Fault {
                 Kind::Configuration,
                 format!("PostgreSQL, while {doing}: {} ({})", refusal.message, refusal.code),
             ),
-            Self::Busy(error) | Self::Stale(error) | Self::Fatal(error) => error,
+            Self::Locked(error) | Self::Busy(error) | Self::Stale(error) | Self::Fatal(error) => error,
         }
     }
 }
@@ -93,6 +97,7 @@ pub(super) fn lost(error: tokio_postgres::Error, doing: &str) -> Error {
 
 enum Meaning {
     Row,
+    Locked,
     Busy,
     Stale,
     Unavailable,
@@ -102,8 +107,10 @@ enum Meaning {
 
 fn meaning(code: &str) -> Meaning {
     match code {
-        // Serialization failure, deadlock, lock not available, statement timeout or cancel.
-        "40001" | "40P01" | "55P03" | "57014" => Meaning::Busy,
+        // Lock not available.
+        "55P03" => Meaning::Locked,
+        // Serialization failure, deadlock, statement timeout or cancel.
+        "40001" | "40P01" | "57014" => Meaning::Busy,
         // A cached plan's result changed; a prepared statement is gone; column, table or type missing or of another type.
         "0A000" | "26000" | "42703" | "42P01" | "42704" | "42804" | "42846" => Meaning::Stale,
         // Read-only transaction: the server has become a standby.
@@ -149,6 +156,7 @@ mod tests {
         for code in ["22001", "23505", "23514", "P0001", "21000", "44000", "54000", "HC001", ""] {
             assert!(matches!(meaning(code), Meaning::Row), "{code}");
         }
+        assert!(matches!(meaning("55P03"), Meaning::Locked));
         assert!(matches!(meaning("40P01"), Meaning::Busy));
         assert!(matches!(meaning("57P01"), Meaning::Unavailable));
         assert!(matches!(meaning("57014"), Meaning::Busy));

@@ -5,7 +5,8 @@
 //!   holds an advisory lock, and each transaction checks that the cursor is where it left it.
 //! * **Compare and set.** Rows are locked and compared, canonically, with what the log believes. A row that differs holds
 //!   an edit that capture has not delivered yet; the write is skipped and decided again. A row that a user holds locked is
-//!   not waited for: its write is put off, and the others go on.
+//!   not waited for: its write is put off, and the others go on. So they do where another lock of a user's is in the way (of an
+//!   insert with the same unique value, of a parent), once `lock_timeout` has told that it is.
 //! * **Told by the stream.** Two logical messages enclose the transaction; the closing one lists the tickets that were
 //!   applied, skipped and refused. So capture recognises our own changes and learns what became of them.
 //! * **One bad row costs one row.** A statement that fails on its data is halved under savepoints until the row at fault
@@ -29,9 +30,9 @@ use transaction::Attempt;
 
 use super::endpoint::Endpoint;
 use super::introspect::table_details;
-use crate::change::{Catalog, MappingDef, MappingId, Offset, Side};
+use crate::change::{Catalog, MappingDef, MappingId, Side};
 use crate::error::{Error, Kind, Result};
-use crate::flow::{Confirmation, Mended, Target, Write, Written};
+use crate::flow::{Confirmation, Mended, Resumed, Target, Write, Written};
 
 /// What the server shows as `application_name` of the session that writes.
 pub const APPLICATION_NAME: &str = "tidelock";
@@ -148,9 +149,9 @@ impl PostgresTarget {
             let rolled_back = self.recover(&fault).await;
             let again = rolled_back && tries < ATTEMPTS_MAX;
             match fault {
-                // A deferred constraint did not hold at the end: once more, so that each row is checked on its own.
-                Fault::Row(_) if again && !immediate => immediate = true,
-                Fault::Busy(error) if again => {
+                // A deferred constraint did not hold at the end, or could not be checked: once more, so that each row is on its own.
+                Fault::Row(_) | Fault::Locked(_) if again && !immediate => immediate = true,
+                Fault::Locked(error) | Fault::Busy(error) if again => {
                     tracing::info!(error = error.explain(), tries, "a batch is tried again");
                     tokio::time::sleep(pause).await;
                     pause *= 2;
@@ -222,16 +223,16 @@ impl Target for PostgresTarget {
         self.options.batch_limit
     }
 
-    async fn resume(&mut self) -> Result<Option<Offset>> {
+    async fn resume(&mut self) -> Result<Resumed> {
         if let Some(backend) = self.backend.take() {
             self.previous = Some(backend.pid);
         }
         self.tables.clear();
         let backend = Box::pin(Backend::open(&self.endpoint, &self.options, self.previous)).await?;
-        let cursor = backend.cursor;
+        let resumed = Resumed { committed: backend.cursor, told_by: Some(backend.told_by) };
         self.previous = Some(backend.pid);
         self.backend = Some(backend);
-        Ok(cursor)
+        Ok(resumed)
     }
 
     async fn write(&mut self, batch: &[Write]) -> Result<Vec<Written>> {
@@ -245,7 +246,7 @@ impl Target for PostgresTarget {
                 Fate::Refused(refusal) => Written::Refused { code: refusal.code, message: refusal.message },
                 Fate::Locked => Written::Retry {
                     code: SqlState::LOCK_NOT_AVAILABLE.code().into(),
-                    message: "somebody holds the row locked".into(),
+                    message: "somebody holds the row locked, or one that it depends on".into(),
                     mended: Mended::ByTime,
                 },
                 Fate::Open | Fate::Applied | Fate::Skipped => Written::InStream,

@@ -19,7 +19,7 @@ pub(super) enum Fate {
     Applied,
     /// What the log believes about the row does not hold; nothing was written.
     Skipped,
-    /// Somebody holds its row locked; nothing was written.
+    /// Somebody holds its row locked, or another one that it depends on; nothing was written.
     Locked,
     /// The server does not accept it; nothing was written.
     Refused(super::fault::Refusal),

@@ -3,8 +3,8 @@
 //! 1. Open: mark the transaction as ours, check that the cursor is where we left it (nobody else writes for this link).
 //! 2. Look at every row that is to be updated or deleted, lock it, and compare it with what the log believes. Nobody's lock is
 //!    waited for.
-//! 3. Carry out the groups. Each runs under a savepoint; one that fails on its data is halved until the rows at fault
-//!    stand alone, and the rest goes through.
+//! 3. Carry out the groups. Each runs under a savepoint; one that fails on its data, or on a user's lock, is halved until the rows
+//!    at fault stand alone, and the rest goes through.
 //! 4. Close: deferred constraints, the cursor, the closing message with what was applied and what was skipped; commit.
 
 use postgres_protocol::escape::escape_literal;
@@ -30,6 +30,10 @@ const AMBIGUOUS: &str = "21000";
 const NO_DATA: &str = "02000";
 /// SQLSTATE of a write to a column that the server computes.
 const GENERATED: &str = "428C9";
+
+/// So many writes of a group are found out to be in the way of a lock one by one; then those that are with others in a statement
+/// that is, are put off with them: it may be the table that is locked.
+const LOCKED_MAX: usize = 10;
 
 /// Texts of a row's primary key, in key order.
 type KeyText = Vec<Str>;
@@ -63,6 +67,8 @@ enum Ran {
     Uneven,
     /// Not acceptable; not kept.
     Refused(Refusal),
+    /// In the way of a user's lock; not kept.
+    Locked,
 }
 
 impl<'a> Attempt<'a> {
@@ -81,6 +87,7 @@ impl<'a> Attempt<'a> {
         attempt.compare_all().await?;
         attempt.skip_existing().await?;
         attempt.carry_out().await?;
+        attempt.put_off_waiting();
         attempt.close().await?;
         Ok(attempt.fates)
     }
@@ -190,8 +197,11 @@ impl<'a> Attempt<'a> {
         while let Some(part) = parts.pop() {
             let texts = self.sought(&part, sought, table);
             let ordinals: Vec<i32> = part.iter().map(|place| *place as i32).collect();
-            let statement = self.backend.prepare(sql, doing).await?;
-            match self.backend.query_guarded(&statement, &parameters(&ordinals, &texts), doing).await {
+            let ran = match self.backend.prepare(sql, doing).await {
+                Ok(statement) => self.backend.query_guarded(&statement, &parameters(&ordinals, &texts), doing).await,
+                Err(fault) => Err(fault),
+            };
+            match ran {
                 Ok(found) if rows.is_empty() => rows = found,
                 Ok(found) => rows.extend(found),
                 Err(Fault::Row(refusal)) => {
@@ -199,6 +209,13 @@ impl<'a> Attempt<'a> {
                     match part.as_slice() {
                         [place] => self.settle(*place, Fate::Refused(refusal)),
                         many => halve(many, &mut parts),
+                    }
+                }
+                // Nobody's row is waited for here: it is the table that is locked.
+                Err(Fault::Locked(_)) => {
+                    self.backend.undo_wait(doing).await?;
+                    for place in &part {
+                        self.settle(*place, Fate::Locked);
                     }
                 }
                 Err(fault) => return Err(fault),
@@ -293,6 +310,16 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// What may have mended a refused write may be among those that are put off: it is put off too.
+    fn put_off_waiting(&mut self) {
+        if self.fates.contains(&Fate::Locked) {
+            let waiting: Vec<usize> = self.waiting().collect();
+            for place in waiting {
+                self.settle(place, Fate::Locked);
+            }
+        }
+    }
+
     /// Refused writes that another write of the batch may have mended.
     fn waiting(&self) -> impl Iterator<Item = usize> {
         self.fates
@@ -313,6 +340,7 @@ impl<'a> Attempt<'a> {
         }
         let mut parts: Vec<Vec<usize>> = vec![group.members.clone()];
         let mut looked_up = false;
+        let mut locked = 0;
         while let Some(members) = parts.pop() {
             match self.execute(group, table, &members, true).await? {
                 Ran::Whole => members.iter().for_each(|place| self.settle(*place, Fate::Applied)),
@@ -332,6 +360,13 @@ impl<'a> Attempt<'a> {
                     [place] => self.settle_refused(group, table, *place, refusal).await?,
                     many => halve(many, &mut parts),
                 },
+                Ran::Locked if members.len() > 1 && locked < LOCKED_MAX => halve(&members, &mut parts),
+                Ran::Locked => {
+                    locked += members.len();
+                    for place in &members {
+                        self.settle(*place, Fate::Locked);
+                    }
+                }
             }
         }
         Ok(())
@@ -361,15 +396,21 @@ impl<'a> Attempt<'a> {
             );
         }
         let ordinals: Vec<i32> = members.iter().map(|place| *place as i32).collect();
-        let statement = self.backend.prepare(&sql, &doing).await?;
-        let ran = match self.backend.execute_guarded(&statement, &parameters(&ordinals, &texts), &doing).await {
+        let touched = match self.backend.prepare(&sql, &doing).await {
+            Ok(statement) => self.backend.execute_guarded(&statement, &parameters(&ordinals, &texts), &doing).await,
+            Err(fault) => Err(fault),
+        };
+        let ran = match touched {
             Ok(touched) if touched == members.len() as u64 => Ran::Whole,
             Ok(_) => Ran::Uneven,
             Err(Fault::Row(refusal)) => Ran::Refused(refusal),
+            Err(Fault::Locked(_)) => Ran::Locked,
             Err(fault) => return Err(fault),
         };
-        if !matches!(ran, Ran::Whole) {
-            self.backend.undo(&doing).await?;
+        match ran {
+            Ran::Whole => {}
+            Ran::Locked => self.backend.undo_wait(&doing).await?,
+            Ran::Uneven | Ran::Refused(_) => self.backend.undo(&doing).await?,
         }
         Ok(ran)
     }
@@ -393,6 +434,10 @@ impl<'a> Attempt<'a> {
                     return Ok(());
                 }
                 Ran::Refused(refusal) => return self.settle_refused(group, table, place, refusal).await,
+                Ran::Locked => {
+                    self.settle(place, Fate::Locked);
+                    return Ok(());
+                }
                 Ran::Uneven => suppressed(table),
             }
         } else {

@@ -38,7 +38,7 @@ use super::limits::Budget;
 use super::rest::{ApiError, CALL_OPTIONS, Rest, RestError, encode_segment};
 use crate::change::{Catalog, Offset, Side};
 use crate::error::{Error, Kind, Result};
-use crate::flow::{Confirmation, Target, Write, Written};
+use crate::flow::{Confirmation, Resumed, Target, Write, Written};
 
 /// How many calls a refused call may cost to narrow down. What is left then is tried again with a later batch.
 const PROBES_MAX: usize = 32;
@@ -182,9 +182,9 @@ impl Target for SalesforceTarget {
     }
 
     /// Makes sure that there is a session. Salesforce does not tell which tickets took effect.
-    async fn resume(&mut self) -> Result<Option<Offset>> {
+    async fn resume(&mut self) -> Result<Resumed> {
         self.rest.auth().session().await?;
-        Ok(None)
+        Ok(Resumed::default())
     }
 
     async fn write(&mut self, batch: &[Write]) -> Result<Vec<Written>> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::change::Notice;
+use crate::error::Kind;
 use crate::flow::RowOperation;
 use crate::postgres::backfill::{Backfill, BackfillProgress};
 
@@ -158,4 +159,35 @@ async fn keys_of_every_kind_are_walked_in_order() {
     notes.sort_unstable();
     assert_eq!(notes, (0..100).collect::<Vec<_>>());
     capture.stop().await.unwrap();
+}
+
+/// A column that is mapped lately may be missing from what the stream holds of earlier times, but not after the first message of
+/// a backfill, which has found it in the table.
+#[tokio::test]
+async fn a_new_column_may_be_missing_until_a_backfill_has_begun_to_read_it() {
+    let catalog = table_catalog();
+    let server = server_with(TABLE, ServerSettings::default(), &catalog).await;
+    let version = server.value("SHOW server_version_num").await.unwrap().unwrap();
+    if version.parse::<u32>().unwrap() < 150_000 {
+        return;
+    }
+    server.execute("ALTER PUBLICATION \"tidelock test\" SET TABLE t (id, sfid)").await.unwrap();
+    let log = MemoryLog::new();
+    let handle = CaptureHandle::new();
+    let unread =
+        |first| CaptureConfig { unread: vec![(MappingId(1), FieldId(first))], ..config(&server, &catalog, None) };
+    server.execute("INSERT INTO t VALUES (1, 'Ada', 'a')").await.unwrap();
+    let refused = Running::start(unread(2), &log).ended().await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Configuration, "it has been read before");
+    let mut capture = Running::start_with(unread(1), &log, handle.clone());
+    log.wait_for("the row", |log| log.rows().len() == 1).await;
+    assert_eq!((told(&log.rows()[0], 1), told(&log.rows()[0], 2).is_some()), (None, true));
+    let backfill = Backfill::new(server.endpoint(), catalog.mappings[0].clone(), 100, handle);
+    backfill.run(BackfillProgress::default(), &CancellationToken::new(), |_| {}).await.unwrap();
+    assert_eq!(log.rows().last().and_then(|row| told(row, 1)), Some(Value::text("Ada")));
+    server.execute("INSERT INTO t VALUES (2, 'Bea', 'b')").await.unwrap();
+    let refused = capture.ended().await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Configuration);
+    assert!(refused.to_string().contains("`name`"), "{refused}");
+    assert_eq!(log.rows().len(), 2);
 }

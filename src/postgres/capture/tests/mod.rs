@@ -194,6 +194,7 @@ pub(super) fn config(server: &PostgresServer, catalog: &Arc<Catalog>, durable: O
         stream: STREAM,
         timeline: None,
         catalog: Arc::clone(catalog),
+        unread: Vec::new(),
         durable,
         heartbeat: None,
         clock: crate::clock::system(),
