@@ -25,6 +25,7 @@ use crate::postgres::endpoint::Endpoint;
 use crate::postgres::slot;
 use crate::postgres::target::{PostgresTarget, TargetOptions as PostgresTargetOptions};
 use crate::replay::{Runner, Settings};
+use crate::salesforce::auth::another_org;
 use crate::salesforce::backfill::{Backfill as SalesforceBackfill, Copies, Known, Place};
 use crate::salesforce::capture::{ALL_CHANGES, Capture as SalesforceCapture, CaptureSetup, Start};
 use crate::salesforce::capture_status::CaptureStatus as SalesforceStatus;
@@ -143,7 +144,7 @@ impl Link {
         let outdated = CancellationToken::new();
         let postgres = CaptureHandle::new();
         let salesforce = self.salesforce_capture(&salesforce_stream);
-        let to_postgres = self.to_postgres();
+        let to_postgres = self.to_postgres(postgres_stream.identity.clone());
         let to_salesforce = self.to_salesforce(&salesforce.status);
         let handle = Arc::new(Handle::from(Parts {
             identity: Identity { link: self.config.link.name.clone(), log: self.log_id.clone() },
@@ -230,25 +231,30 @@ impl Link {
                 }
             }
             // The database cannot be reached: the stream that the log knows is taken up when it can.
-            Err(error) if error.kind() == Kind::Unavailable => match self.known_stream(Side::Postgres).await? {
-                Some(identity) => self.open_stream(Side::Postgres, identity).await,
-                None => Err(error),
-            },
+            Err(error) if error.kind() == Kind::Unavailable => {
+                match known_stream(&self.ledger, Side::Postgres).await? {
+                    Some(identity) => self.open_stream(Side::Postgres, identity).await,
+                    None => Err(error),
+                }
+            }
             Err(error) => Err(error),
         }
     }
 
     /// Makes sure that publication and slot are there, in this order, and tells what makes the stream this one. A slot that the
     /// log has read from before is never made again here: what came in between would be lost in silence.
-    async fn prepare_postgres(&self) -> Result<String> {
+    async fn prepare_postgres(&self) -> Result<Str> {
         let settings = &self.config.postgres;
         let tables: Vec<(String, String)> =
             self.catalog.mappings.iter().map(|m| (m.schema.clone(), m.table.clone())).collect();
         let session = Session::open(&self.endpoint).await?;
         slot::check_server(&session).await?;
-        let identity = slot::stream_identity(&session, &settings.slot).await?.to_string();
-        let read_before =
-            self.known_stream(Side::Postgres).await?.is_some_and(|known| slot::same_stream(&known, &identity));
+        let identity = slot::stream_identity(&session, &settings.slot).await?;
+        let known = known_stream(&self.ledger, Side::Postgres).await?;
+        if let Some(known) = &known {
+            slot::check_database(known, &identity)?;
+        }
+        let read_before = known.is_some_and(|known| slot::same_stream(&known, &identity));
         if read_before && slot::read_slot(&session, &settings.slot).await?.is_none() {
             let text = format!(
                 "the replication slot `{}` is gone, and with it the changes since the log last read it; \
@@ -264,7 +270,7 @@ impl Link {
     }
 
     /// Opens a side's stream. One that takes the place of another leaves a gap, which is read again.
-    async fn open_stream(&self, side: Side, identity: String) -> Result<OpenedStream> {
+    async fn open_stream(&self, side: Side, identity: Str) -> Result<OpenedStream> {
         let opened = self.ledger.run(move |core| take_up(core, side, &identity)).await?;
         if let Some(replaced) = &opened.replaces {
             tracing::error!(%side, %replaced, "the stream is not the one that the log has read; every record is read again");
@@ -322,9 +328,10 @@ impl Link {
         tasks.spawn("capture from postgres", capturing);
     }
 
-    fn to_postgres(&self) -> Runner<PostgresTarget> {
+    fn to_postgres(&self, stream: Str) -> Runner<PostgresTarget> {
         let options = PostgresTargetOptions {
             batch_limit: self.config.replay.postgres_batch as usize,
+            stream: Some(stream),
             ..PostgresTargetOptions::new(&self.config.link.name, &self.log_id)
         };
         let target = PostgresTarget::new(self.endpoint.clone(), Arc::clone(&self.catalog), options);
@@ -355,13 +362,16 @@ impl Link {
     async fn open_salesforce(&self) -> Result<OpenedStream> {
         let session = self.org.rest.auth().session().await;
         let identity = match session {
-            Ok(session) => format!("{}/data/ChangeEvents", session.organization_id()),
+            Ok(session) => Str::from(format!("{}/data/ChangeEvents", session.organization_id())),
             // The org cannot be reached: the stream that the log knows is taken up when it can.
-            Err(error) => match self.known_stream(Side::Salesforce).await? {
+            Err(error) => match known_stream(&self.ledger, Side::Salesforce).await? {
                 Some(identity) => identity,
                 None => return Err(error),
             },
         };
+        if let Some(known) = known_stream(&self.ledger, Side::Salesforce).await? {
+            check_org(&known, &identity)?;
+        }
         let opened = self.open_stream(Side::Salesforce, identity).await?;
         self.read_placeless_again().await?;
         Ok(opened)
@@ -405,14 +415,6 @@ impl Link {
                     })?;
                 }
                 Ok(())
-            })
-            .await
-    }
-
-    async fn known_stream(&self, side: Side) -> Result<Option<String>> {
-        self.ledger
-            .run(move |core| {
-                Ok(core.meta().streams.iter().rev().find(|s| s.side == side).map(|s| s.identity.to_string()))
             })
             .await
     }
@@ -556,6 +558,11 @@ async fn prepare(config: &Config, ledger: &Ledger, log_id: &str) -> Result<Prepa
     Ok((org, http, Arc::new(catalog), unconfigured))
 }
 
+/// The stream of a side that the log has read.
+async fn known_stream(ledger: &Ledger, side: Side) -> Result<Option<Str>> {
+    ledger.run(move |core| Ok(core.known_stream(side))).await
+}
+
 /// Waits until the org's changes are subscribed to.
 async fn subscribed(status: &SalesforceStatus, cancel: &CancellationToken) -> Result<()> {
     while !status.connected() {
@@ -579,7 +586,12 @@ fn done_so_far(ledger: &Ledger, side: Side, mapping: &MappingDef) -> (Option<Str
 async fn configure(config: &Config, org: &Org, ledger: &Ledger, log_id: &str) -> Result<(Catalog, Option<String>)> {
     let known = ledger.run(|core| Ok(core.meta().catalog.clone())).await?;
     let previous = Some(&*known).filter(|c| !c.mappings.is_empty());
-    let mut catalog = match catalog::describe(config, org).await {
+    let described = match catalog::describe(config, org).await {
+        // Before anything is put in force, and before what another database lacks is said to be missing.
+        Ok(described) => check_database(config, ledger).await.map(|()| described),
+        Err(error) => Err(error),
+    };
+    let mut catalog = match described {
         Ok(described) => catalog::compile_finished(config, &described, previous)?,
         Err(error) if previous.is_some() && passes(error.kind()) => {
             let why = format!(
@@ -600,6 +612,15 @@ async fn configure(config: &Config, org: &Org, ledger: &Ledger, log_id: &str) ->
     let to_copy: Vec<MappingId> = catalog.mappings.iter().filter(to_copy).map(|m| m.id).collect();
     ledger.run(move |core| put_in_force(core, &wanted, &to_copy)).await?;
     Ok((catalog, None))
+}
+
+/// Refuses another database than the one that the log has read.
+async fn check_database(config: &Config, ledger: &Ledger) -> Result<()> {
+    let Some(known) = known_stream(ledger, Side::Postgres).await? else { return Ok(()) };
+    let session = Session::open(&endpoint(config)).await?;
+    let found = slot::database_identity(&session).await?;
+    session.close().await?;
+    slot::check_database(&known, &found)
 }
 
 /// Whether a side that answers so will answer otherwise later.
@@ -690,6 +711,18 @@ fn take_up(core: &mut Core, side: Side, identity: &str) -> Result<OpenedStream> 
         }
     }
     Ok(opened)
+}
+
+/// Checks that a stream is of the org that the log has read: in another one every record that the log knows is missing, which
+/// says nothing about what was deleted.
+fn check_org(known: &str, found: &str) -> Result<()> {
+    let (known, found) = (org_of(known), org_of(found));
+    if known == found { Ok(()) } else { Err(another_org(known, found)) }
+}
+
+/// The org's id in the identity of its stream.
+fn org_of(identity: &str) -> &str {
+    identity.split_once('/').map_or(identity, |(id, _)| id)
 }
 
 /// Whether what was deleted meanwhile has been told.

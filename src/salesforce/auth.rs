@@ -392,6 +392,16 @@ impl Inner {
     }
 }
 
+/// That a login is to another org than the one that the log has read.
+pub(crate) fn another_org(known: &str, found: &str) -> Error {
+    let text = format!(
+        "the change log is of another org than the one that this login is to: it has read org {known}, and [salesforce] leads \
+         to org {found}. Lead [salesforce] back to the org that the log has read; or, if this one is to be kept in step \
+         from now on, start the link with a new log (`log` in [link]). Nothing was written there, and nothing was deleted"
+    );
+    Error::new(Kind::StreamLost, text)
+}
+
 /// The part of an id that tells ids apart; three more characters only say which of these are capitals.
 fn short(id: &str) -> &str {
     id.get(..15).unwrap_or(id)
