@@ -25,7 +25,6 @@ use crate::postgres::endpoint::Endpoint;
 use crate::postgres::slot;
 use crate::postgres::target::{PostgresTarget, TargetOptions as PostgresTargetOptions};
 use crate::replay::{Runner, Settings};
-use crate::salesforce::auth::another_org;
 use crate::salesforce::backfill::{Backfill as SalesforceBackfill, Copies, Known, Place};
 use crate::salesforce::capture::{ALL_CHANGES, Capture as SalesforceCapture, CaptureSetup, Start};
 use crate::salesforce::capture_status::CaptureStatus as SalesforceStatus;
@@ -364,14 +363,12 @@ impl Link {
         let identity = match session {
             Ok(session) => Str::from(format!("{}/data/ChangeEvents", session.organization_id())),
             // The org cannot be reached: the stream that the log knows is taken up when it can.
-            Err(error) => match known_stream(&self.ledger, Side::Salesforce).await? {
+            Err(error) if passes(error.kind()) => match known_stream(&self.ledger, Side::Salesforce).await? {
                 Some(identity) => identity,
                 None => return Err(error),
             },
+            Err(error) => return Err(error),
         };
-        if let Some(known) = known_stream(&self.ledger, Side::Salesforce).await? {
-            check_org(&known, &identity)?;
-        }
         let opened = self.open_stream(Side::Salesforce, identity).await?;
         self.read_placeless_again().await?;
         Ok(opened)
@@ -550,6 +547,10 @@ async fn check_before_creating(config: &Config) -> Result<()> {
 /// Puts together what a link needs besides its log.
 async fn prepare(config: &Config, ledger: &Ledger, log_id: &str) -> Result<Prepared> {
     let org = salesforce(config)?;
+    if let Some(known) = known_stream(ledger, Side::Salesforce).await? {
+        // In another org every record that the log knows is missing, which says nothing about what was deleted.
+        org.rest.auth().expect_org(org_of(&known));
+    }
     let http = match config.http.address {
         Some(address) => Some(http::bind(address).await?),
         None => None,
@@ -711,13 +712,6 @@ fn take_up(core: &mut Core, side: Side, identity: &str) -> Result<OpenedStream> 
         }
     }
     Ok(opened)
-}
-
-/// Checks that a stream is of the org that the log has read: in another one every record that the log knows is missing, which
-/// says nothing about what was deleted.
-fn check_org(known: &str, found: &str) -> Result<()> {
-    let (known, found) = (org_of(known), org_of(found));
-    if known == found { Ok(()) } else { Err(another_org(known, found)) }
 }
 
 /// The org's id in the identity of its stream.

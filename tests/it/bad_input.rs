@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use tidelock::demo::server::{PostgresServer, ServerSettings};
-use tidelock::sandbox::Seed;
+use tidelock::sandbox::{self, Client, Sandbox, Seed};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
-use super::link::{Link, MAPPINGS, PATIENCE, Setup, complaint, printed, say_skipped};
+use super::link::{CLIENT, Link, MAPPINGS, PATIENCE, Setup, complaint, printed, say_skipped};
 
 fn tidelock_with(text: &str, arguments: &[&str]) -> (PathBuf, Output) {
     let folder = tempfile::tempdir().unwrap();
@@ -307,6 +308,41 @@ async fn another_database_is_refused_and_nothing_is_deleted() {
     link.settle().await;
     assert_eq!(link.record("Contact", "A").unwrap()["Phone"], "2");
     link.verify();
+}
+
+/// Whether the link runs when it comes to another org, is started there, or cannot log in until long after its start.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_org_is_refused_and_nothing_is_deleted() {
+    let mut link = Link::new(Setup::default()).await;
+    let other = sandbox::Config {
+        org_id: "00D000000000002EAA".into(),
+        clients: vec![Client::new(CLIENT.0, CLIENT.1, "integration@example.com")],
+        ..sandbox::Config::default()
+    };
+    let other = Sandbox::start(other, CancellationToken::new()).await.unwrap();
+    let mut way = Way::open(link.org.address).await;
+    let url = format!("http://127.0.0.1:{}", way.port);
+    std::fs::write(link.config_path(), link.configuration_with(&link.server.endpoint(), &url)).unwrap();
+    link.create("Contact", json!({ "LastName": "A", "External_ID__c": "A", "Phone": "1" }));
+    link.start().await;
+    link.settle().await;
+    way.lead_to(other.address).await;
+    ends_with_another(&mut link, "another org").await;
+    link.spawn();
+    ends_with_another(&mut link, "another org").await;
+    way.cut().await;
+    link.spawn();
+    link.wait_until("it runs without an org", |link| link.get("/health").is_some()).await;
+    way.restore().await;
+    ends_with_another(&mut link, "another org").await;
+
+    link.sql("UPDATE salesforce.contact SET phone = '2' WHERE external_id__c = 'A'").await;
+    way.lead_to(link.org.address).await;
+    link.start().await;
+    link.settle().await;
+    assert_eq!(link.record("Contact", "A").unwrap()["Phone"], "2");
+    link.verify();
+    other.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
