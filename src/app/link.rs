@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
@@ -34,6 +35,7 @@ use crate::task::Tasks;
 
 use super::catalog;
 use super::connect::{Org, endpoint, salesforce};
+use super::partial::Partial;
 use super::supervise::supervise;
 use super::timeline;
 use crate::status::{Handle, Identity, Parts};
@@ -750,7 +752,9 @@ async fn look_after(
     cancel: &CancellationToken,
 ) -> Result<()> {
     let mut told: Micros = ledger.run(|core| Ok(core.meta().salesforce_ahead)).await?;
-    let mut partial = known_partial(reader, ledger.run(|core| Ok(Arc::clone(&core.meta().catalog))).await?).await?;
+    let mut partial = Partial::default();
+    // Where to go on with looking through the log for such records.
+    let mut look_from = Some(Vec::new());
     loop {
         tokio::select! {
             () = cancel.cancelled() => return Ok(()),
@@ -760,14 +764,23 @@ async fn look_after(
             told = ahead;
             ledger.run(move |core| core.notice(Notice::ClockOffset { salesforce_ahead_us: ahead })).await?;
         }
-        partial.extend(ledger.run(|core| Ok(core.take_partial())).await?);
-        if partial.is_empty() {
-            continue;
+        let (found, catalog) = ledger.run(|core| Ok((core.take_partial(), Arc::clone(&core.meta().catalog)))).await?;
+        partial.add(found);
+        if let Some(after) = look_from.take() {
+            let (found, next) = known_partial(reader, catalog, after).await?;
+            partial.add(found);
+            look_from = next;
         }
-        match backfill.read_again(&partial, ledger, cancel).await {
-            Ok(()) => partial.clear(),
-            Err(error) => {
-                tracing::warn!(error = %error.explain(), records = partial.len(), "records could not be read again yet");
+        for records in partial.due(Instant::now()) {
+            let Some((mapping, _)) = records.first().cloned() else { continue };
+            match backfill.read_again(&records, ledger, cancel).await {
+                Ok(()) if partial.read(mapping) => look_from = Some(Vec::new()),
+                Ok(()) => {}
+                Err(_) if cancel.is_cancelled() => return Ok(()),
+                Err(error) => {
+                    let wait_ms = partial.failed(mapping, Instant::now()).as_millis() as u64;
+                    tracing::warn!(error = %error.explain(), records = records.len(), wait_ms, "records could not be read again yet");
+                }
             }
         }
     }
@@ -834,30 +847,27 @@ fn known_rows(reader: crate::log::reader::LogReader, mapping: MappingId) -> Know
     })
 }
 
-/// Records of which only part was known when the process last stopped. Those of mappings that have been removed since are
-/// nobody's business any more.
-async fn known_partial(reader: &crate::log::reader::LogReader, catalog: Arc<Catalog>) -> Result<Vec<(MappingId, Str)>> {
-    let (mut found, mut after) = (Vec::new(), None);
-    loop {
-        let (catalog, from) = (Arc::clone(&catalog), after.clone());
-        let page = reader.call(move |log| {
+/// Some of the records of which only part is known, after a place in the log's index, and the place to go on from. Those of
+/// mappings that have been removed since are nobody's business any more.
+async fn known_partial(
+    reader: &crate::log::reader::LogReader,
+    catalog: Arc<Catalog>,
+    after: Vec<u8>,
+) -> Result<(Vec<(MappingId, Str)>, Option<Vec<u8>>)> {
+    reader
+        .call(move |log| {
             let (mut found, mut last) = (Vec::new(), None);
             let lens = crate::audit::Lens::new(log)?;
-            for (key, _) in log.scan_state(&[keys::PARTIAL], from.as_deref(), PARTIAL_PAGE)? {
+            let after = Some(after.as_slice()).filter(|after| !after.is_empty());
+            for (key, _) in log.scan_state(&[keys::PARTIAL], after, PARTIAL_PAGE)? {
                 let state = lens.state(crate::change::RecordId(keys::number(&key)))?;
                 let state = state.filter(|s| catalog.mapping(s.mapping).is_some());
                 found.extend(state.and_then(|s| s.salesforce_id.clone().map(|id| (s.mapping, id))));
                 last = Some(key);
             }
             Ok((found, last))
-        });
-        let (mut some, last) = page.await?;
-        found.append(&mut some);
-        if last.is_none() {
-            return Ok(found);
-        }
-        after = last;
-    }
+        })
+        .await
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
