@@ -26,7 +26,7 @@ use crate::postgres::endpoint::Endpoint;
 use crate::postgres::slot;
 use crate::postgres::target::{PostgresTarget, TargetOptions as PostgresTargetOptions};
 use crate::replay::{Runner, Settings};
-use crate::salesforce::backfill::{Backfill as SalesforceBackfill, Copies, Known, Place};
+use crate::salesforce::backfill::{Backfill as SalesforceBackfill, Copies, Known, Place, Progress};
 use crate::salesforce::capture::{ALL_CHANGES, Capture as SalesforceCapture, CaptureSetup, Start};
 use crate::salesforce::capture_status::CaptureStatus as SalesforceStatus;
 use crate::salesforce::limits::{Budget, BudgetOptions};
@@ -38,7 +38,7 @@ use super::connect::{Org, endpoint, salesforce};
 use super::partial::Partial;
 use super::supervise::supervise;
 use super::timeline;
-use crate::status::{Handle, Identity, Parts};
+use crate::status::{Handle, Identity, Parts, Totals};
 
 /// How long a shutdown waits for each stage.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -117,10 +117,10 @@ impl Link {
     /// log is closed last.
     ///
     /// A configuration that could not be put in force at the start, because a side could not be asked, is put in force when it
-    /// can, by starting the link again.
-    pub async fn run(self, cancel: CancellationToken) -> Result<()> {
+    /// can, by starting the link again. `started` is given the running link each time.
+    pub async fn run(self, cancel: CancellationToken, mut started: impl FnMut(Arc<Handle>)) -> Result<()> {
         let mut link = self;
-        while let Ended::Outdated(config) = link.run_once(cancel.clone(), |_| {}).await? {
+        while let Ended::Outdated(config) = link.run_once(cancel.clone(), &mut started).await? {
             link = Self::open(*config).await?;
         }
         Ok(())
@@ -147,6 +147,7 @@ impl Link {
         let salesforce = self.salesforce_capture(&salesforce_stream);
         let to_postgres = self.to_postgres(postgres_stream.identity.clone());
         let to_salesforce = self.to_salesforce(&salesforce.status);
+        let totals = Arc::new(Totals::default());
         let handle = Arc::new(Handle::from(Parts {
             identity: Identity { link: self.config.link.name.clone(), log: self.log_id.clone() },
             ledger: self.ledger.clone(),
@@ -156,12 +157,13 @@ impl Link {
             postgres: Arc::clone(postgres.status()),
             salesforce: Arc::clone(&salesforce.status),
             replay: [to_postgres.status(), to_salesforce.status()],
+            totals: Arc::clone(&totals),
             rest: self.org.rest.clone(),
             unconfigured: self.unconfigured.subscribe(),
         }));
 
         self.spawn_postgres(&mut captures, &postgres, &capturing, &postgres_stream);
-        self.spawn_salesforce(&mut captures, salesforce, &capturing);
+        self.spawn_salesforce(&mut captures, salesforce, &totals, &capturing);
         replays.spawn("replay to postgres", to_postgres.run(replaying.clone()));
         replays.spawn("replay to salesforce", to_salesforce.run(replaying.clone()));
         match self.http.take() {
@@ -431,7 +433,13 @@ impl Link {
         }
     }
 
-    fn spawn_salesforce(&self, tasks: &mut Tasks, setup: CaptureSetup, cancel: &CancellationToken) {
+    fn spawn_salesforce(
+        &self,
+        tasks: &mut Tasks,
+        setup: CaptureSetup,
+        totals: &Arc<Totals>,
+        cancel: &CancellationToken,
+    ) {
         let backfill = SalesforceBackfill::new(
             self.org.rest.clone(),
             Arc::clone(&self.catalog),
@@ -441,15 +449,18 @@ impl Link {
         let backfill = Arc::new(backfill);
         for mapping in self.to_copy(Side::Salesforce) {
             let (backfill, ledger, cancel) = (Arc::clone(&backfill), self.ledger.clone(), cancel.clone());
-            let status = Arc::clone(&setup.status);
+            let (status, totals) = (Arc::clone(&setup.status), Arc::clone(totals));
             let copying = supervise("copy from salesforce", cancel.clone(), move || {
                 let (backfill, ledger, cancel) = (Arc::clone(&backfill), ledger.clone(), cancel.clone());
-                let (status, mapping) = (Arc::clone(&status), mapping.clone());
+                let (status, totals, mapping) = (Arc::clone(&status), Arc::clone(&totals), mapping.clone());
                 async move {
                     // What changes while rows are read must be in the stream, so the subscription comes first.
                     subscribed(&status, &cancel).await?;
                     let (after, rows) = done_so_far(&ledger, Side::Salesforce, &mapping);
-                    backfill.run(mapping.id, &after.unwrap_or_default(), rows, &ledger, |_| {}, &cancel).await
+                    let progress = |p: Progress| {
+                        totals.set(Side::Salesforce, p.mapping, p.total.filter(|_| !p.finished));
+                    };
+                    backfill.run(mapping.id, &after.unwrap_or_default(), rows, &ledger, progress, &cancel).await
                 }
             });
             tasks.spawn("copy from salesforce", copying);

@@ -210,8 +210,8 @@ pub struct Progress {
     pub mapping: MappingId,
     /// Rows copied so far.
     pub rows: u64,
-    /// Rows that there were when the copy began, or that were copied since; more may come.
-    pub total: u64,
+    /// Rows that there were when the copy began, or that were copied since, where the server could say; more may come.
+    pub total: Option<u64>,
     /// Whether it is complete.
     pub finished: bool,
 }
@@ -252,7 +252,7 @@ impl Backfill {
             entered = self.copies.enter(mapping, Place::parse(after)) => entered,
             () = cancel.cancelled() => return Err(cancelled("waiting for another copy")),
         };
-        let total = self.reader.count(mapping, cancel).await.unwrap_or(0);
+        let total = self.reader.count(mapping, cancel).await;
         self.copy(mapping, &entered, rows, total, intake, &progress, cancel).await
     }
 
@@ -264,7 +264,7 @@ impl Backfill {
         cancel: &CancellationToken,
     ) -> Result<()> {
         let mapping = self.mapping(entered.mapping)?;
-        self.copy(mapping, &entered, 0, 0, intake, &|_| (), cancel).await
+        self.copy(mapping, &entered, 0, None, intake, &|_| (), cancel).await
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -273,7 +273,7 @@ impl Backfill {
         mapping: &MappingDef,
         entered: &Entered,
         mut rows: u64,
-        total: u64,
+        total: Option<u64>,
         intake: &I,
         progress: &(impl Fn(Progress) + Send + Sync),
         cancel: &CancellationToken,
@@ -314,7 +314,7 @@ impl Backfill {
                 receipt = durable => receipt.map(drop)?,
                 () = cancel.cancelled() => return Err(cancelled("copying rows from Salesforce")),
             }
-            progress(Progress { mapping: mapping.id, rows, total: total.max(rows), finished: done });
+            progress(Progress { mapping: mapping.id, rows, total: total.map(|total| total.max(rows)), finished: done });
             if done {
                 tracing::info!(sobject = %mapping.sobject, rows, "all rows of the object are copied");
                 return Ok(());

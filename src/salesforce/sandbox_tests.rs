@@ -514,5 +514,5 @@ async fn what_was_there_before_is_copied_while_people_go_on() {
         steps.iter().map(|p| (p.mapping.0, p.rows, p.finished)).collect::<Vec<_>>(),
         [(0, 2_000, false), (0, 4_000, false), (0, 4_101, true), (1, 50, true)]
     );
-    assert_eq!(steps[0].total, 4_101);
+    assert_eq!(steps[0].total, Some(4_101));
 }
