@@ -82,16 +82,26 @@ impl Link {
     /// Opens the log and puts the configuration in force. Both sides are asked what they have; where one cannot be reached,
     /// the catalog that the log knows is used, so that an outage of one side does not hold the other up.
     pub async fn open(config: Config) -> Result<Self> {
+        let opened = Self::open_unless(config, &CancellationToken::new()).await?;
+        opened.ok_or_else(|| Error::new(Kind::Internal, "opening was given up, and nobody asked for that"))
+    }
+
+    /// Like [`Link::open`]; none if it was cancelled first, and then the log is closed. A side may take a call and not answer for
+    /// a long time.
+    pub async fn open_unless(config: Config, cancel: &CancellationToken) -> Result<Option<Self>> {
         let clock = clock::system();
-        check_before_creating(&config).await?;
+        match cancel.run_until_cancelled(check_before_creating(&config)).await {
+            Some(checked) => checked?,
+            None => return Ok(None),
+        }
         let directory = config.link.log.clone();
         let log = blocking(move || RocksLog::open_or_create(&directory, RocksOptions::default())).await?;
         let log_id = log.id().to_owned();
         let log: crate::log::SharedLog = Arc::new(log);
         let pool = ReaderPool::start(Arc::clone(&log))?;
         let (ledger, thread) = ledger::start(log, Arc::clone(&clock))?;
-        match prepare(&config, &ledger, &log_id).await {
-            Ok((org, http, catalog, unconfigured)) => Ok(Self {
+        match cancel.run_until_cancelled(prepare(&config, &ledger, &log_id)).await {
+            Some(Ok((org, http, catalog, unconfigured))) => Ok(Some(Self {
                 unconfigured: watch::Sender::new(unconfigured),
                 endpoint: endpoint(&config),
                 config,
@@ -103,8 +113,9 @@ impl Link {
                 log_id,
                 org,
                 http,
-            }),
-            Err(error) => close(ledger, thread, pool).await.and(Err(error)),
+            })),
+            Some(Err(error)) => close(ledger, thread, pool).await.and(Err(error)),
+            None => close(ledger, thread, pool).await.map(|()| None),
         }
     }
 
@@ -121,7 +132,10 @@ impl Link {
     pub async fn run(self, cancel: CancellationToken, mut started: impl FnMut(Arc<Handle>)) -> Result<()> {
         let mut link = self;
         while let Ended::Outdated(config) = link.run_once(cancel.clone(), &mut started).await? {
-            link = Self::open(*config).await?;
+            match Self::open_unless(*config, &cancel).await? {
+                Some(opened) => link = opened,
+                None => break,
+            }
         }
         Ok(())
     }
@@ -138,9 +152,10 @@ impl Link {
         let mut replays = Tasks::new(replaying.clone());
         let mut services = Tasks::new(serving.clone());
 
-        let (postgres_stream, salesforce_stream) = match self.open_streams().await {
-            Ok(streams) => streams,
-            Err(error) => return self.close().await.and(Err(error)),
+        let (postgres_stream, salesforce_stream) = match cancel.run_until_cancelled(self.open_streams()).await {
+            Some(Ok(streams)) => streams,
+            Some(Err(error)) => return self.close().await.and(Err(error)),
+            None => return self.close().await.map(|()| Ended::Asked),
         };
         let outdated = CancellationToken::new();
         let postgres = CaptureHandle::new();

@@ -10,7 +10,7 @@ use crate::error::Result;
 use super::{Verdict, progress};
 
 pub(super) async fn run(config: Config, cancel: CancellationToken) -> Result<Verdict> {
-    let link = app::Link::open(config).await?;
+    let Some(link) = app::Link::open_unless(config, &cancel).await? else { return Ok(Verdict::Good) };
     let (started, running) = watch::channel(None);
     tokio::select! {
         ended = link.run(cancel, |handle| drop(started.send_replace(Some(handle)))) => ended.map(|()| Verdict::Good),

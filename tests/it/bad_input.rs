@@ -11,7 +11,7 @@ use tidelock::demo::server::{PostgresServer, ServerSettings};
 use tidelock::sandbox::{self, Client, Sandbox, Seed};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::link::{CLIENT, Link, MAPPINGS, PATIENCE, Setup, complaint, printed, say_skipped};
@@ -392,6 +392,33 @@ async fn an_org_that_goes_away_comes_back_with_nothing_lost() {
     // Cut in the middle of whatever it is doing.
     way.cut().await;
     way.restore().await;
+    link.settle().await;
+    link.verify();
+}
+
+/// It stops in order at once, with and without a log, though nothing that it has asked has been answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_org_that_never_answers_does_not_hold_up_a_stop() {
+    let mut link = Link::new(Setup::default()).await;
+    for with_log in [false, true] {
+        if with_log {
+            link.configure();
+            link.start().await;
+            link.settle().await;
+            assert_eq!(link.terminate().await.code(), Some(0));
+        }
+        let silent = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        std::fs::write(link.config_path(), link.configuration_with(&link.server.endpoint(), &url)).unwrap();
+        link.spawn();
+        let _call = timeout(PATIENCE, silent.accept()).await.expect("the org is called").unwrap();
+        let asked = Instant::now();
+        assert_eq!(link.terminate().await.code(), Some(0), "{}", link.said_last());
+        assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
+        assert_eq!(link.log_path().exists(), with_log);
+    }
+    link.configure();
+    link.start().await;
     link.settle().await;
     link.verify();
 }
