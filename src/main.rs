@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use tidelock::cli::{Cli, complain};
+use tidelock::cli::{Cli, complain, log_output};
 
 /// The exit code of a command that a signal has ended before it was done.
 const INTERRUPTED: u8 = 130;
@@ -17,7 +17,7 @@ fn main() {
     let cli = Cli::parse();
     let quiet = if cli.is_interactive() { "warn" } else { "info" };
     let filter = EnvFilter::try_from_env("TIDELOCK_LOG").unwrap_or_else(|_| EnvFilter::new(quiet));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log_output).with_target(false);
     // A log line that nobody reads is lost; saying so to the same nobody would panic.
     let logs = logs.log_internal_errors(false);
     let logs = logs.with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
@@ -25,7 +26,7 @@ use crate::postgres::endpoint::Endpoint;
 use crate::postgres::slot;
 use crate::postgres::target::{PostgresTarget, TargetOptions as PostgresTargetOptions};
 use crate::replay::{Runner, Settings};
-use crate::salesforce::backfill::{Backfill as SalesforceBackfill, Copies, Known, Place};
+use crate::salesforce::backfill::{Backfill as SalesforceBackfill, Copies, Known, Place, Progress};
 use crate::salesforce::capture::{ALL_CHANGES, Capture as SalesforceCapture, CaptureSetup, Start};
 use crate::salesforce::capture_status::CaptureStatus as SalesforceStatus;
 use crate::salesforce::limits::{Budget, BudgetOptions};
@@ -34,9 +35,10 @@ use crate::task::Tasks;
 
 use super::catalog;
 use super::connect::{Org, endpoint, salesforce};
+use super::partial::Partial;
 use super::supervise::supervise;
 use super::timeline;
-use crate::status::{Handle, Identity, Parts};
+use crate::status::{Handle, Identity, Parts, Totals};
 
 /// How long a shutdown waits for each stage.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -82,16 +84,26 @@ impl Link {
     /// Opens the log and puts the configuration in force. Both sides are asked what they have; where one cannot be reached,
     /// the catalog that the log knows is used, so that an outage of one side does not hold the other up.
     pub async fn open(config: Config) -> Result<Self> {
+        let opened = Self::open_unless(config, &CancellationToken::new()).await?;
+        opened.ok_or_else(|| Error::new(Kind::Internal, "opening was given up, and nobody asked for that"))
+    }
+
+    /// Like [`Link::open`]; none if it was cancelled first, and then the log is closed. A side may take a call and not answer for
+    /// a long time.
+    pub async fn open_unless(config: Config, cancel: &CancellationToken) -> Result<Option<Self>> {
         let clock = clock::system();
-        check_before_creating(&config).await?;
+        match cancel.run_until_cancelled(check_before_creating(&config)).await {
+            Some(checked) => checked?,
+            None => return Ok(None),
+        }
         let directory = config.link.log.clone();
         let log = blocking(move || RocksLog::open_or_create(&directory, RocksOptions::default())).await?;
         let log_id = log.id().to_owned();
         let log: crate::log::SharedLog = Arc::new(log);
         let pool = ReaderPool::start(Arc::clone(&log))?;
         let (ledger, thread) = ledger::start(log, Arc::clone(&clock))?;
-        match prepare(&config, &ledger, &log_id).await {
-            Ok((org, http, catalog, unconfigured)) => Ok(Self {
+        match cancel.run_until_cancelled(prepare(&config, &ledger, &log_id)).await {
+            Some(Ok((org, http, catalog, unconfigured))) => Ok(Some(Self {
                 unconfigured: watch::Sender::new(unconfigured),
                 endpoint: endpoint(&config),
                 config,
@@ -103,8 +115,9 @@ impl Link {
                 log_id,
                 org,
                 http,
-            }),
-            Err(error) => close(ledger, thread, pool).await.and(Err(error)),
+            })),
+            Some(Err(error)) => close(ledger, thread, pool).await.and(Err(error)),
+            None => close(ledger, thread, pool).await.map(|()| None),
         }
     }
 
@@ -117,11 +130,14 @@ impl Link {
     /// log is closed last.
     ///
     /// A configuration that could not be put in force at the start, because a side could not be asked, is put in force when it
-    /// can, by starting the link again.
-    pub async fn run(self, cancel: CancellationToken) -> Result<()> {
+    /// can, by starting the link again. `started` is given the running link each time.
+    pub async fn run(self, cancel: CancellationToken, mut started: impl FnMut(Arc<Handle>)) -> Result<()> {
         let mut link = self;
-        while let Ended::Outdated(config) = link.run_once(cancel.clone(), |_| {}).await? {
-            link = Self::open(*config).await?;
+        while let Ended::Outdated(config) = link.run_once(cancel.clone(), &mut started).await? {
+            match Self::open_unless(*config, &cancel).await? {
+                Some(opened) => link = opened,
+                None => break,
+            }
         }
         Ok(())
     }
@@ -138,15 +154,17 @@ impl Link {
         let mut replays = Tasks::new(replaying.clone());
         let mut services = Tasks::new(serving.clone());
 
-        let (postgres_stream, salesforce_stream) = match self.open_streams().await {
-            Ok(streams) => streams,
-            Err(error) => return self.close().await.and(Err(error)),
+        let (postgres_stream, salesforce_stream) = match cancel.run_until_cancelled(self.open_streams()).await {
+            Some(Ok(streams)) => streams,
+            Some(Err(error)) => return self.close().await.and(Err(error)),
+            None => return self.close().await.map(|()| Ended::Asked),
         };
         let outdated = CancellationToken::new();
         let postgres = CaptureHandle::new();
         let salesforce = self.salesforce_capture(&salesforce_stream);
-        let to_postgres = self.to_postgres();
+        let to_postgres = self.to_postgres(postgres_stream.identity.clone());
         let to_salesforce = self.to_salesforce(&salesforce.status);
+        let totals = Arc::new(Totals::default());
         let handle = Arc::new(Handle::from(Parts {
             identity: Identity { link: self.config.link.name.clone(), log: self.log_id.clone() },
             ledger: self.ledger.clone(),
@@ -156,12 +174,13 @@ impl Link {
             postgres: Arc::clone(postgres.status()),
             salesforce: Arc::clone(&salesforce.status),
             replay: [to_postgres.status(), to_salesforce.status()],
+            totals: Arc::clone(&totals),
             rest: self.org.rest.clone(),
             unconfigured: self.unconfigured.subscribe(),
         }));
 
         self.spawn_postgres(&mut captures, &postgres, &capturing, &postgres_stream);
-        self.spawn_salesforce(&mut captures, salesforce, &capturing);
+        self.spawn_salesforce(&mut captures, salesforce, &totals, &capturing);
         replays.spawn("replay to postgres", to_postgres.run(replaying.clone()));
         replays.spawn("replay to salesforce", to_salesforce.run(replaying.clone()));
         match self.http.take() {
@@ -232,25 +251,30 @@ impl Link {
                 }
             }
             // The database cannot be reached: the stream that the log knows is taken up when it can.
-            Err(error) if error.kind() == Kind::Unavailable => match self.known_stream(Side::Postgres).await? {
-                Some(identity) => self.open_stream(Side::Postgres, identity).await,
-                None => Err(error),
-            },
+            Err(error) if error.kind() == Kind::Unavailable => {
+                match known_stream(&self.ledger, Side::Postgres).await? {
+                    Some(identity) => self.open_stream(Side::Postgres, identity).await,
+                    None => Err(error),
+                }
+            }
             Err(error) => Err(error),
         }
     }
 
     /// Makes sure that publication and slot are there, in this order, and tells what makes the stream this one. A slot that the
     /// log has read from before is never made again here: what came in between would be lost in silence.
-    async fn prepare_postgres(&self) -> Result<String> {
+    async fn prepare_postgres(&self) -> Result<Str> {
         let settings = &self.config.postgres;
         let tables: Vec<(String, String)> =
             self.catalog.mappings.iter().map(|m| (m.schema.clone(), m.table.clone())).collect();
         let session = Session::open(&self.endpoint).await?;
         slot::check_server(&session).await?;
-        let identity = slot::stream_identity(&session, &settings.slot).await?.to_string();
-        let read_before =
-            self.known_stream(Side::Postgres).await?.is_some_and(|known| slot::same_stream(&known, &identity));
+        let identity = slot::stream_identity(&session, &settings.slot).await?;
+        let known = known_stream(&self.ledger, Side::Postgres).await?;
+        if let Some(known) = &known {
+            slot::check_database(known, &identity)?;
+        }
+        let read_before = known.is_some_and(|known| slot::same_stream(&known, &identity));
         if read_before && slot::read_slot(&session, &settings.slot).await?.is_none() {
             let text = format!(
                 "the replication slot `{}` is gone, and with it the changes since the log last read it; \
@@ -266,7 +290,7 @@ impl Link {
     }
 
     /// Opens a side's stream. One that takes the place of another leaves a gap, which is read again.
-    async fn open_stream(&self, side: Side, identity: String) -> Result<OpenedStream> {
+    async fn open_stream(&self, side: Side, identity: Str) -> Result<OpenedStream> {
         let opened = self.ledger.run(move |core| take_up(core, side, &identity)).await?;
         if let Some(replaced) = &opened.replaces {
             tracing::error!(%side, %replaced, "the stream is not the one that the log has read; every record is read again");
@@ -333,9 +357,10 @@ impl Link {
         tasks.spawn("capture from postgres", capturing);
     }
 
-    fn to_postgres(&self) -> Runner<PostgresTarget> {
+    fn to_postgres(&self, stream: Str) -> Runner<PostgresTarget> {
         let options = PostgresTargetOptions {
             batch_limit: self.config.replay.postgres_batch as usize,
+            stream: Some(stream),
             ..PostgresTargetOptions::new(&self.config.link.name, &self.log_id)
         };
         let target = PostgresTarget::new(self.endpoint.clone(), Arc::clone(&self.catalog), options);
@@ -366,12 +391,13 @@ impl Link {
     async fn open_salesforce(&self) -> Result<OpenedStream> {
         let session = self.org.rest.auth().session().await;
         let identity = match session {
-            Ok(session) => format!("{}/data/ChangeEvents", session.organization_id()),
+            Ok(session) => Str::from(format!("{}/data/ChangeEvents", session.organization_id())),
             // The org cannot be reached: the stream that the log knows is taken up when it can.
-            Err(error) => match self.known_stream(Side::Salesforce).await? {
+            Err(error) if passes(error.kind()) => match known_stream(&self.ledger, Side::Salesforce).await? {
                 Some(identity) => identity,
                 None => return Err(error),
             },
+            Err(error) => return Err(error),
         };
         let opened = self.open_stream(Side::Salesforce, identity).await?;
         self.read_placeless_again().await?;
@@ -420,14 +446,6 @@ impl Link {
             .await
     }
 
-    async fn known_stream(&self, side: Side) -> Result<Option<String>> {
-        self.ledger
-            .run(move |core| {
-                Ok(core.meta().streams.iter().rev().find(|s| s.side == side).map(|s| s.identity.to_string()))
-            })
-            .await
-    }
-
     fn salesforce_capture(&self, opened: &OpenedStream) -> CaptureSetup {
         CaptureSetup {
             pubsub: self.org.pubsub.clone(),
@@ -441,7 +459,13 @@ impl Link {
         }
     }
 
-    fn spawn_salesforce(&self, tasks: &mut Tasks, setup: CaptureSetup, cancel: &CancellationToken) {
+    fn spawn_salesforce(
+        &self,
+        tasks: &mut Tasks,
+        setup: CaptureSetup,
+        totals: &Arc<Totals>,
+        cancel: &CancellationToken,
+    ) {
         let backfill = SalesforceBackfill::new(
             self.org.rest.clone(),
             Arc::clone(&self.catalog),
@@ -451,15 +475,18 @@ impl Link {
         let backfill = Arc::new(backfill);
         for mapping in self.to_copy(Side::Salesforce) {
             let (backfill, ledger, cancel) = (Arc::clone(&backfill), self.ledger.clone(), cancel.clone());
-            let status = Arc::clone(&setup.status);
+            let (status, totals) = (Arc::clone(&setup.status), Arc::clone(totals));
             let copying = supervise("copy from salesforce", cancel.clone(), move || {
                 let (backfill, ledger, cancel) = (Arc::clone(&backfill), ledger.clone(), cancel.clone());
-                let (status, mapping) = (Arc::clone(&status), mapping.clone());
+                let (status, totals, mapping) = (Arc::clone(&status), Arc::clone(&totals), mapping.clone());
                 async move {
                     // What changes while rows are read must be in the stream, so the subscription comes first.
                     subscribed(&status, &cancel).await?;
                     let (after, rows) = done_so_far(&ledger, Side::Salesforce, &mapping);
-                    backfill.run(mapping.id, &after.unwrap_or_default(), rows, &ledger, |_| {}, &cancel).await
+                    let progress = |p: Progress| {
+                        totals.set(Side::Salesforce, p.mapping, p.total.filter(|_| !p.finished));
+                    };
+                    backfill.run(mapping.id, &after.unwrap_or_default(), rows, &ledger, progress, &cancel).await
                 }
             });
             tasks.spawn("copy from salesforce", copying);
@@ -559,12 +586,21 @@ async fn check_before_creating(config: &Config) -> Result<()> {
 /// Puts together what a link needs besides its log.
 async fn prepare(config: &Config, ledger: &Ledger, log_id: &str) -> Result<Prepared> {
     let org = salesforce(config)?;
+    if let Some(known) = known_stream(ledger, Side::Salesforce).await? {
+        // In another org every record that the log knows is missing, which says nothing about what was deleted.
+        org.rest.auth().expect_org(org_of(&known));
+    }
     let http = match config.http.address {
         Some(address) => Some(http::bind(address).await?),
         None => None,
     };
     let (catalog, unconfigured) = configure(config, &org, ledger, log_id).await?;
     Ok((org, http, Arc::new(catalog), unconfigured))
+}
+
+/// The stream of a side that the log has read.
+async fn known_stream(ledger: &Ledger, side: Side) -> Result<Option<Str>> {
+    ledger.run(move |core| Ok(core.known_stream(side))).await
 }
 
 /// Waits until the org's changes are subscribed to.
@@ -599,7 +635,12 @@ fn not_begun(ledger: &Ledger) -> Vec<(MappingId, FieldId)> {
 async fn configure(config: &Config, org: &Org, ledger: &Ledger, log_id: &str) -> Result<(Catalog, Option<String>)> {
     let known = ledger.run(|core| Ok(core.meta().catalog.clone())).await?;
     let previous = Some(&*known).filter(|c| !c.mappings.is_empty());
-    let mut catalog = match catalog::describe(config, org).await {
+    let described = match catalog::describe(config, org).await {
+        // Before anything is put in force, and before what another database lacks is said to be missing.
+        Ok(described) => check_database(config, ledger).await.map(|()| described),
+        Err(error) => Err(error),
+    };
+    let mut catalog = match described {
         Ok(described) => catalog::compile_finished(config, &described, previous)?,
         Err(error) if previous.is_some() && passes(error.kind()) => {
             let why = format!(
@@ -620,6 +661,15 @@ async fn configure(config: &Config, org: &Org, ledger: &Ledger, log_id: &str) ->
     let to_copy: Vec<MappingId> = catalog.mappings.iter().filter(to_copy).map(|m| m.id).collect();
     ledger.run(move |core| put_in_force(core, &wanted, &to_copy)).await?;
     Ok((catalog, None))
+}
+
+/// Refuses another database than the one that the log has read.
+async fn check_database(config: &Config, ledger: &Ledger) -> Result<()> {
+    let Some(known) = known_stream(ledger, Side::Postgres).await? else { return Ok(()) };
+    let session = Session::open(&endpoint(config)).await?;
+    let found = slot::database_identity(&session).await?;
+    session.close().await?;
+    slot::check_database(&known, &found)
 }
 
 /// Whether a side that answers so will answer otherwise later.
@@ -712,6 +762,11 @@ fn take_up(core: &mut Core, side: Side, identity: &str) -> Result<OpenedStream> 
     Ok(opened)
 }
 
+/// The org's id in the identity of its stream.
+fn org_of(identity: &str) -> &str {
+    identity.split_once('/').map_or(identity, |(id, _)| id)
+}
+
 /// Whether what was deleted meanwhile has been told.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Deletes {
@@ -743,7 +798,9 @@ async fn look_after(
     cancel: &CancellationToken,
 ) -> Result<()> {
     let mut told: Micros = ledger.run(|core| Ok(core.meta().salesforce_ahead)).await?;
-    let mut partial = known_partial(reader, ledger.run(|core| Ok(Arc::clone(&core.meta().catalog))).await?).await?;
+    let mut partial = Partial::default();
+    // Where to go on with looking through the log for such records.
+    let mut look_from = Some(Vec::new());
     loop {
         tokio::select! {
             () = cancel.cancelled() => return Ok(()),
@@ -753,14 +810,23 @@ async fn look_after(
             told = ahead;
             ledger.run(move |core| core.notice(Notice::ClockOffset { salesforce_ahead_us: ahead })).await?;
         }
-        partial.extend(ledger.run(|core| Ok(core.take_partial())).await?);
-        if partial.is_empty() {
-            continue;
+        let (found, catalog) = ledger.run(|core| Ok((core.take_partial(), Arc::clone(&core.meta().catalog)))).await?;
+        partial.add(found);
+        if let Some(after) = look_from.take() {
+            let (found, next) = known_partial(reader, catalog, after).await?;
+            partial.add(found);
+            look_from = next;
         }
-        match backfill.read_again(&partial, ledger, cancel).await {
-            Ok(()) => partial.clear(),
-            Err(error) => {
-                tracing::warn!(error = %error.explain(), records = partial.len(), "records could not be read again yet");
+        for records in partial.due(Instant::now()) {
+            let Some((mapping, _)) = records.first().cloned() else { continue };
+            match backfill.read_again(&records, ledger, cancel).await {
+                Ok(()) if partial.read(mapping) => look_from = Some(Vec::new()),
+                Ok(()) => {}
+                Err(_) if cancel.is_cancelled() => return Ok(()),
+                Err(error) => {
+                    let wait_ms = partial.failed(mapping, Instant::now()).as_millis() as u64;
+                    tracing::warn!(error = %error.explain(), records = records.len(), wait_ms, "records could not be read again yet");
+                }
             }
         }
     }
@@ -827,30 +893,27 @@ fn known_rows(reader: crate::log::reader::LogReader, mapping: MappingId) -> Know
     })
 }
 
-/// Records of which only part was known when the process last stopped. Those of mappings that have been removed since are
-/// nobody's business any more.
-async fn known_partial(reader: &crate::log::reader::LogReader, catalog: Arc<Catalog>) -> Result<Vec<(MappingId, Str)>> {
-    let (mut found, mut after) = (Vec::new(), None);
-    loop {
-        let (catalog, from) = (Arc::clone(&catalog), after.clone());
-        let page = reader.call(move |log| {
+/// Some of the records of which only part is known, after a place in the log's index, and the place to go on from. Those of
+/// mappings that have been removed since are nobody's business any more.
+async fn known_partial(
+    reader: &crate::log::reader::LogReader,
+    catalog: Arc<Catalog>,
+    after: Vec<u8>,
+) -> Result<(Vec<(MappingId, Str)>, Option<Vec<u8>>)> {
+    reader
+        .call(move |log| {
             let (mut found, mut last) = (Vec::new(), None);
             let lens = crate::audit::Lens::new(log)?;
-            for (key, _) in log.scan_state(&[keys::PARTIAL], from.as_deref(), PARTIAL_PAGE)? {
+            let after = Some(after.as_slice()).filter(|after| !after.is_empty());
+            for (key, _) in log.scan_state(&[keys::PARTIAL], after, PARTIAL_PAGE)? {
                 let state = lens.state(crate::change::RecordId(keys::number(&key)))?;
                 let state = state.filter(|s| catalog.mapping(s.mapping).is_some());
                 found.extend(state.and_then(|s| s.salesforce_id.clone().map(|id| (s.mapping, id))));
                 last = Some(key);
             }
             Ok((found, last))
-        });
-        let (mut some, last) = page.await?;
-        found.append(&mut some);
-        if last.is_none() {
-            return Ok(found);
-        }
-        after = last;
-    }
+        })
+        .await
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

@@ -3,6 +3,7 @@
 mod catalog;
 mod connect;
 mod link;
+mod partial;
 mod supervise;
 mod timeline;
 

@@ -19,13 +19,8 @@ pub(super) async fn take_up(
     identity: &str,
 ) -> Result<Option<OpenedStream>> {
     let side = Side::Postgres;
-    let (known, place) = ledger
-        .run(move |core| {
-            let meta = core.meta();
-            let known = meta.streams.iter().rev().find(|s| s.side == side).map(|s| s.identity.clone());
-            Ok((known, meta.positions[side.index()].clone()))
-        })
-        .await?;
+    let (known, place) =
+        ledger.run(move |core| Ok((core.known_stream(side), core.meta().positions[side.index()].clone()))).await?;
     let Some(known) = known.filter(|known| slot::same_stream(known, identity)) else { return Ok(None) };
     let timelines = slot::timeline_of(&known).zip(slot::timeline_of(identity));
     if let (Some((known, current)), Some(place)) = (timelines.filter(|(known, current)| known != current), &place) {
@@ -63,9 +58,12 @@ pub(super) async fn take_up_again(
     if let Some(opened) = take_up(ledger, endpoint, slot, &identity).await? {
         return Ok((opened, slot::timeline_of(&identity)));
     }
+    if let Some(known) = ledger.run(|core| Ok(core.known_stream(Side::Postgres))).await? {
+        slot::check_database(&known, &identity)?;
+    }
     let message = format!(
-        "another database answers at {endpoint} than the one that was captured from ({identity}); when the link is started \
-         again, every row is read again"
+        "the slot `{slot}` at {endpoint} is not the one that the log has read; when the link is started again, every row is \
+         read again"
     );
     Err(Error::new(Kind::StreamLost, message))
 }

@@ -41,7 +41,7 @@ impl RecordState {
         for ticket in &self.in_flight {
             w.option(ticket.as_ref(), in_flight);
         }
-        w.list(&self.closed, |w, ticket| in_flight(w, ticket));
+        w.list(&self.closed, in_flight);
         for slot in &self.refused {
             w.option(slot.as_ref(), refused);
         }

@@ -10,6 +10,7 @@ mod demo;
 mod init;
 mod log;
 mod output;
+mod progress;
 mod remote;
 mod run;
 mod sandbox;
@@ -24,6 +25,7 @@ use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 
 pub use output::{Output, complain};
+pub use progress::log_output;
 
 /// Keeps a Salesforce org and a PostgreSQL database in step, both ways, through one ordered change log.
 #[derive(Debug, Parser)]

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Result;
-use crate::sandbox::{Client, Config, OrgFile, Sandbox, Seed};
+use crate::sandbox::{Client, Config, OrgFile, Sandbox, Seed, random_org_id};
 
 use super::Verdict;
 use super::output::{self, Output};
@@ -21,6 +21,9 @@ pub(super) struct Arguments {
     /// A file with custom objects, fields, flows, users and OAuth clients (docs/sandbox.md).
     #[arg(long)]
     org: Option<PathBuf>,
+    /// The org's id, 15 or 18 characters; without it, each start is another org.
+    #[arg(long)]
+    org_id: Option<String>,
     /// Believable accounts to begin with; contacts, opportunities and cases follow in proportion.
     #[arg(long, default_value_t = 100)]
     accounts: u32,
@@ -56,6 +59,7 @@ pub(super) async fn run(arguments: Arguments, output: Output, cancel: Cancellati
     let seed = Seed { seed: arguments.seed, accounts: n, contacts: n * 3, opportunities: n, cases: n };
     let config = Config {
         listen: arguments.listen,
+        org_id: arguments.org_id.map_or_else(random_org_id, Ok)?,
         clients: if of_file.is_empty() {
             vec![Client::new(CLIENT_ID, CLIENT_SECRET, "integration@example.com")]
         } else {
@@ -83,9 +87,12 @@ pub(super) async fn run(arguments: Arguments, output: Output, cancel: Cancellati
         } else {
             of_file.iter().map(|id| json!({ "client_id": id })).collect()
         };
-        output::json(&json!({ "address": address.to_string(), "clients": clients }))?;
+        output::json(&json!({ "address": address.to_string(), "org_id": running.org_id(), "clients": clients }))?;
     } else {
-        output::line(&format!("sandbox org at http://{address} and https://{address} (REST and Pub/Sub on one port)"))?;
+        let id = running.org_id();
+        output::line(&format!(
+            "sandbox org {id} at http://{address} and https://{address} (REST and Pub/Sub on one port)"
+        ))?;
         output::line(&if of_file.is_empty() {
             format!("OAuth client credentials: client_id {CLIENT_ID}, client_secret {CLIENT_SECRET}")
         } else {

@@ -56,10 +56,11 @@ fn print(config: &Config, figures: &Figures) -> Result<()> {
     output::line(&table.to_string())?;
     for copy in &figures.backfills {
         output::line(&format!(
-            "copying {} from {}: {} rows{}",
+            "copying {} from {}: {}{} rows{}",
             copy.mapping,
             copy.side,
             copy.rows,
+            copy.total.filter(|_| !copy.finished).map_or_else(String::new, |total| format!(" of {total}")),
             if copy.finished { ", complete" } else { "" }
         ))?;
     }

@@ -895,17 +895,23 @@ impl Core {
         Ok(catalog.grown_since(&known).map(|(mapping, _)| mapping).collect())
     }
 
+    /// The identity of the stream of a side that was opened last.
+    pub fn known_stream(&self, side: Side) -> Option<Str> {
+        self.meta().streams.iter().rev().find(|s| s.side == side).map(|s| s.identity.clone())
+    }
+
     /// Opens a side's stream by its identity: its number, the place of its last event in the log, and the side's earlier
     /// stream if this one is new.
     pub fn open_stream(&mut self, side: Side, identity: &str) -> Result<OpenedStream> {
         let known = self.meta().streams.iter().rev().find(|s| s.side == side).cloned();
         if let Some(stream) = known.as_ref().filter(|s| s.identity == identity) {
             let position = self.meta().positions[side.index()].clone();
-            return Ok(OpenedStream { stream: stream.id, position, replaces: None });
+            return Ok(OpenedStream { stream: stream.id, identity: stream.identity.clone(), position, replaces: None });
         }
         let stream = StreamId(self.meta().streams.len() as u32);
-        self.push(Body::Notice(Notice::StreamOpened { stream, side, identity: Str::new(identity) }))?;
-        Ok(OpenedStream { stream, position: None, replaces: known.map(|s| s.identity) })
+        let identity = Str::new(identity);
+        self.push(Body::Notice(Notice::StreamOpened { stream, side, identity: identity.clone() }))?;
+        Ok(OpenedStream { stream, identity, position: None, replaces: known.map(|s| s.identity) })
     }
 
     /// Puts a notice on record.
@@ -969,6 +975,8 @@ impl Core {
 pub struct OpenedStream {
     /// The number that positions carry.
     pub stream: StreamId,
+    /// What makes it this stream and no other.
+    pub identity: Str,
     /// The place of its last event in the log.
     pub position: Option<Position>,
     /// The identity of the side's earlier stream, where this one is new in its place: what happened in between is unknown.

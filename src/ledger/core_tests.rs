@@ -196,3 +196,19 @@ fn nothing_is_created_where_rows_are_read_for_the_first_time() {
     core.commit().unwrap();
     sound(&log);
 }
+
+/// A record that is looked for and missing is as of its second's beginning.
+#[test]
+fn an_undelete_in_the_second_of_a_look_that_missed_the_record_is_later() {
+    let mut core = Core::open(Arc::new(MemoryLog::new()), clock::system()).unwrap();
+    core.configure(&catalog(&["Phone"])).unwrap();
+    core.open_stream(Side::Postgres, "p").unwrap();
+    core.open_stream(Side::Salesforce, "s").unwrap();
+    let mut told = |at, operation, fields: &[(u16, &str)]| {
+        core.intake(&row(Side::Salesforce, at, 1, operation, fields)).unwrap();
+        core.record(RecordId(0)).unwrap().is_some_and(|state| state.exists_at(Side::Salesforce))
+    };
+    assert!(told(1, RowOperation::Insert, &[(0, "x"), (1, "111")]));
+    assert!(!told(3, RowOperation::Missing, &[]));
+    assert!(told(3, RowOperation::Undelete, &[(0, "x"), (1, "111")]));
+}

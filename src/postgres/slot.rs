@@ -354,6 +354,8 @@ pub(crate) fn stream_error(slot: &str, publication: &str, code: &str, message: &
     })
 }
 
+/// What comes before the slot's name in an identity.
+const SLOT: &str = ", slot ";
 /// What comes before the timeline's number in an identity.
 const TIMELINE: &str = ", timeline ";
 
@@ -361,15 +363,23 @@ const TIMELINE: &str = ", timeline ";
 /// its places are on: a standby that is promoted is the same system, and its log goes another way from there on
 /// ([`same_stream`], [`check_timeline`]).
 pub async fn stream_identity(client: &Client, slot: &str) -> Result<Str> {
-    let sql = "SELECT system_identifier::text, pg_catalog.current_database()::text, \
-               pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()) FROM pg_catalog.pg_control_system()";
-    let row =
-        client.query_one(sql, &[]).await.map_err(|e| database_error("reading the database system's identifier", e))?;
-    let (system, database, file): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
+    let database = database_identity(client).await?;
+    let sql = "SELECT pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn())";
+    let row = client.query_one(sql, &[]).await.map_err(|e| database_error("reading the server's timeline", e))?;
+    let file: &str = row.get(0);
     let timeline = file.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).ok_or_else(|| {
         Error::new(Kind::Protocol, format!("the server's log file has the name `{file}`, which names no timeline"))
     })?;
-    Ok(Str::from(format!("system {system}, database {database}, slot {slot}{TIMELINE}{timeline}")))
+    Ok(Str::from(format!("{database}{SLOT}{slot}{TIMELINE}{timeline}")))
+}
+
+/// The part of a stream's identity that says which database it is of.
+pub async fn database_identity(client: &Client) -> Result<Str> {
+    let sql = "SELECT system_identifier::text, pg_catalog.current_database()::text FROM pg_catalog.pg_control_system()";
+    let row =
+        client.query_one(sql, &[]).await.map_err(|e| database_error("reading the database system's identifier", e))?;
+    let (system, database): (&str, &str) = (row.get(0), row.get(1));
+    Ok(Str::from(format!("system {system}, database {database}")))
 }
 
 /// The timeline in an identity; logs of earlier versions know none.
@@ -377,13 +387,36 @@ pub fn timeline_of(identity: &str) -> Option<u32> {
     identity.rsplit_once(TIMELINE).and_then(|(_, number)| number.parse().ok())
 }
 
-/// Whether two identities are of one stream, on whatever timelines.
-pub fn same_stream(one: &str, other: &str) -> bool {
-    let without = |identity| match timeline_of(identity) {
+fn without_timeline(identity: &str) -> &str {
+    match timeline_of(identity) {
         Some(_) => identity.rsplit_once(TIMELINE).map_or(identity, |(before, _)| before),
         None => identity,
+    }
+}
+
+/// Whether two identities are of one stream, on whatever timelines.
+pub fn same_stream(one: &str, other: &str) -> bool {
+    without_timeline(one) == without_timeline(other)
+}
+
+/// Checks that what answers, as [`stream_identity`] or [`database_identity`] tells it, is the database of the stream that the
+/// log has read. In another one every row that the log knows is missing, which says nothing about what was deleted.
+pub fn check_database(known: &str, found: &str) -> Result<()> {
+    let database = |identity| {
+        let stream = without_timeline(identity);
+        // A slot's name has no comma; a database's may.
+        stream.rsplit_once(SLOT).map_or(stream, |(database, _)| database)
     };
-    without(one) == without(other)
+    let (known, found) = (database(known), database(found));
+    if known == found {
+        return Ok(());
+    }
+    let message = format!(
+        "the change log is of another database than the one that answers now: it has read {known}, and [postgres] leads to \
+         {found}. Lead [postgres] back to the database that the log has read; or, if this one is to be kept in step from \
+         now on, start the link with a new log (`log` in [link]). Nothing was written there, and nothing was deleted"
+    );
+    Err(Error::new(Kind::StreamLost, message))
 }
 
 /// Checks that a server on the timeline `current` has everything that the change log has: our last place, which is on the
@@ -546,6 +579,12 @@ mod tests {
         assert!(same_stream(one, "system 7, database d, slot s"));
         assert!(!same_stream(one, "system 8, database d, slot s, timeline 3"));
         assert!(!same_stream("system 7, database d, slot s, timeline x", "system 7, database d, slot s"));
+        for same in ["system 7, database d", "system 7, database d, slot other, timeline 9", one] {
+            assert!(check_database(one, same).is_ok(), "{same}");
+        }
+        for another in ["system 8, database d, slot s, timeline 3", "system 7, database d, slot e, slot s"] {
+            assert_eq!(check_database(one, another).unwrap_err().kind(), Kind::StreamLost, "{another}");
+        }
 
         let at = |lsn| Position::Postgres { stream: StreamId(0), commit_lsn: Lsn(lsn), index: 0 };
         let history = "1\t0/100\tno recovery target specified\n\n2\t0/200\tbefore 2000-01-01\n";

@@ -6,7 +6,7 @@
 //!
 //! A failure that a person must mend is remembered for a while, because repeated failures lock the user out.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -117,6 +117,8 @@ struct Inner {
     key: Option<jsonwebtoken::EncodingKey>,
     /// The org that this must be.
     organization_id: Option<String>,
+    /// The org that the log has read.
+    known: OnceLock<Str>,
     http: reqwest::Client,
     clock: SharedClock,
     state: Mutex<State>,
@@ -207,10 +209,26 @@ impl Auth {
             }
         };
         let (token_url, userinfo_url) = (url("/services/oauth2/token")?, url("/services/oauth2/userinfo")?);
-        let state = Mutex::default();
+        let (known, state) = Default::default();
         Ok(Self {
-            inner: Arc::new(Inner { options, token_url, userinfo_url, key, organization_id, http, clock, state }),
+            inner: Arc::new(Inner {
+                options,
+                token_url,
+                userinfo_url,
+                key,
+                organization_id,
+                known,
+                http,
+                clock,
+                state,
+            }),
         })
+    }
+
+    /// From now on, a login to another org than the one that the log has read is refused as a lost stream.
+    pub fn expect_org(&self, known: &str) {
+        // What a log has read does not change.
+        self.inner.known.get_or_init(|| id18(known));
     }
 
     /// The session in use; logs in if there is none.
@@ -288,16 +306,9 @@ impl Inner {
             }
             _ => self.identity(&answer).await?,
         };
-        if let Some(before) = before
-            && before.organization_id != organization_id
-        {
-            return Err(Error::new(
-                Kind::Configuration,
-                format!(
-                    "the login that was org {} is now org {organization_id}; one link is for one org, so use a new link for the other",
-                    before.organization_id
-                ),
-            ));
+        let known = before.map(|before| &before.organization_id).or_else(|| self.known.get());
+        if let Some(known) = known.filter(|known| **known != organization_id) {
+            return Err(another_org(known, &organization_id));
         }
         if let Some(wanted) = &self.organization_id
             && short(wanted) != short(&organization_id)
@@ -390,6 +401,16 @@ impl Inner {
         }
         Ok((status, body))
     }
+}
+
+/// That a login is to another org than the one that the log has read.
+fn another_org(known: &str, found: &str) -> Error {
+    let text = format!(
+        "the change log is of another org than the one that this login is to: it has read org {known}, and [salesforce] leads \
+         to org {found}. Lead [salesforce] back to the org that the log has read; or, if this one is to be kept in step \
+         from now on, start the link with a new log (`log` in [link]). Nothing was written there, and nothing was deleted"
+    );
+    Error::new(Kind::StreamLost, text)
 }
 
 /// The part of an id that tells ids apart; three more characters only say which of these are capitals.

@@ -93,6 +93,22 @@ async fn another_org_than_the_one_named_is_refused() {
 }
 
 #[tokio::test]
+async fn another_org_than_the_one_that_was_read_is_a_lost_stream() {
+    let server = Arc::new(Server::default());
+    let (address, _tasks) = serve(server).await;
+    let same = auth(address, secret());
+    same.expect_org("00D000000000001");
+    let session = same.session().await.unwrap();
+    same.refresh(&session).await.unwrap();
+    let other = auth(address, secret());
+    other.expect_org("00D000000000002EAA");
+    let error = other.session().await.unwrap_err();
+    assert_eq!(error.kind(), Kind::StreamLost);
+    let said = error.explain();
+    assert!(["00D000000000001EAA", "00D000000000002EAA", "new log"].iter().all(|word| said.contains(word)), "{said}");
+}
+
+#[tokio::test]
 async fn a_session_is_shared_and_renewed_once_for_all() {
     let server = Arc::new(Server::default());
     let (address, _tasks) = serve(server.clone()).await;

@@ -12,13 +12,17 @@
 //! what the log takes for alive ([`Known`]), looks once more for those records that were not among the rows, and tells of
 //! those that are not there.
 //!
-//! Rows that are read carry no place of the stream: their position has an empty replay id. The log merges them by stamp.
+//! Rows that are read carry no place of the stream: their position has an empty replay id. The log merges them by stamp. What
+//! has no stamp of its own, above all a record that is not there, has the latest second that was surely over or under way when
+//! it was read, so that an event of that same second still counts as later. It is read after that second has passed the moment
+//! of asking, so that it counts as later than what had been told by then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -71,6 +75,12 @@ impl Place {
         smol_str::format_smolstr!("{before}{}{after}", self.after)
     }
 }
+
+/// Microseconds in a second: events and stamps have whole ones.
+const SECOND: Micros = 1_000_000;
+
+/// The longest wait for the org's clock to have passed a moment; it is longer than this only where a clock was set.
+const PASS_MAX: Duration = Duration::from_secs(5);
 
 /// Ids that are asked for at once.
 const KNOWN_AT_ONCE: usize = 2_000;
@@ -200,8 +210,8 @@ pub struct Progress {
     pub mapping: MappingId,
     /// Rows copied so far.
     pub rows: u64,
-    /// Rows that there were when the copy began, or that were copied since; more may come.
-    pub total: u64,
+    /// Rows that there were when the copy began, or that were copied since, where the server could say; more may come.
+    pub total: Option<u64>,
     /// Whether it is complete.
     pub finished: bool,
 }
@@ -242,7 +252,7 @@ impl Backfill {
             entered = self.copies.enter(mapping, Place::parse(after)) => entered,
             () = cancel.cancelled() => return Err(cancelled("waiting for another copy")),
         };
-        let total = self.reader.count(mapping, cancel).await.unwrap_or(0);
+        let total = self.reader.count(mapping, cancel).await;
         self.copy(mapping, &entered, rows, total, intake, &progress, cancel).await
     }
 
@@ -254,7 +264,7 @@ impl Backfill {
         cancel: &CancellationToken,
     ) -> Result<()> {
         let mapping = self.mapping(entered.mapping)?;
-        self.copy(mapping, &entered, 0, 0, intake, &|_| (), cancel).await
+        self.copy(mapping, &entered, 0, None, intake, &|_| (), cancel).await
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -263,17 +273,19 @@ impl Backfill {
         mapping: &MappingDef,
         entered: &Entered,
         mut rows: u64,
-        total: u64,
+        total: Option<u64>,
         intake: &I,
         progress: &(impl Fn(Progress) + Send + Sync),
         cancel: &CancellationToken,
     ) -> Result<()> {
         let mut place = entered.place();
+        let mut asked = self.latest_now();
         loop {
             // Reading again must see what was deleted; reading for the first time has no use for it.
             let seen = if place.sweep { Rows::All } else { Rows::Live };
             let range = Range { after: place.after.clone(), since: None };
-            let Page { rows: page, finished } = self.reader.page(mapping, seen, &range, cancel).await?;
+            let newer_than = place.sweep.then_some(asked);
+            let (Page { rows: page, finished }, read_at) = self.page(mapping, seen, &range, newer_than, cancel).await?;
             rows += page.len() as u64;
             let last = page.last().map_or_else(|| place.after.clone(), |row| row.id.clone());
             let gone = if place.sweep {
@@ -283,10 +295,8 @@ impl Backfill {
                 Vec::new()
             };
             let operation = if place.sweep { RowOperation::Reread } else { RowOperation::Backfill };
-            let mut events: Vec<Event> = page
-                .iter()
-                .map(|row| self.event(self.row_at(row), Item::Row(row_of(mapping, row, operation))))
-                .collect();
+            let mut events: Vec<Event> =
+                page.iter().map(|row| self.read_row(mapping, row, operation, read_at)).collect();
             events.extend(gone);
             let durable = {
                 let _gate = self.copies.gate().await;
@@ -294,6 +304,7 @@ impl Backfill {
                 let done = finished && !place.again;
                 if finished && place.again {
                     place = entered.go_round();
+                    asked = self.latest_now();
                 }
                 events.push(self.event(self.now(), Item::Notice(backfill_notice(mapping.id, rows, &place, done))));
                 (intake.offer(Batch { side: Side::Salesforce, events }).await?, done)
@@ -303,7 +314,7 @@ impl Backfill {
                 receipt = durable => receipt.map(drop)?,
                 () = cancel.cancelled() => return Err(cancelled("copying rows from Salesforce")),
             }
-            progress(Progress { mapping: mapping.id, rows, total: total.max(rows), finished: done });
+            progress(Progress { mapping: mapping.id, rows, total: total.map(|total| total.max(rows)), finished: done });
             if done {
                 tracing::info!(sobject = %mapping.sobject, rows, "all rows of the object are copied");
                 return Ok(());
@@ -322,15 +333,14 @@ impl Backfill {
     ) -> Result<u64> {
         let mut range = Range { after: Str::default(), since };
         let mut rows = 0;
+        let asked = self.latest_now();
         loop {
-            let page = self.reader.page(mapping, Rows::All, &range, cancel).await?;
+            let (page, read_at) = self.page(mapping, Rows::All, &range, Some(asked), cancel).await?;
             rows += page.rows.len() as u64;
             if let Some(last) = page.rows.last() {
                 range.after = last.id.clone();
-                let events = page.rows.iter();
-                let events = events
-                    .map(|row| self.event(self.row_at(row), Item::Row(row_of(mapping, row, RowOperation::Image))))
-                    .collect();
+                let event = |row| self.read_row(mapping, row, RowOperation::Image, read_at);
+                let events = page.rows.iter().map(event).collect();
                 let durable = intake.offer(Batch { side: Side::Salesforce, events }).await?;
                 tokio::select! {
                     receipt = durable => receipt.map(drop)?,
@@ -404,12 +414,43 @@ impl Backfill {
 
     /// Reads these records, whole, and says what they are.
     async fn look_for(&self, mapping: &MappingDef, ids: &[Str], cancel: &CancellationToken) -> Result<Vec<Event>> {
-        let rows = self.reader.by_ids(mapping, ids, cancel).await?;
+        let (asked, mut read_at) = (self.latest_now(), self.earliest_now());
+        let mut rows = self.reader.by_ids(mapping, ids, cancel).await?;
+        let undated = |id: &&Str| rows.get(*id).is_none_or(|row| row.stamp.is_none());
+        let undated: Vec<Str> = ids.iter().filter(undated).cloned().collect();
+        if !undated.is_empty() {
+            self.pass(asked, cancel).await?;
+            read_at = self.earliest_now();
+            rows.retain(|_, row| row.stamp.is_some());
+            rows.extend(self.reader.by_ids(mapping, &undated, cancel).await?);
+        }
         let told = ids.iter().map(|id| match rows.get(id) {
-            Some(row) => self.event(self.row_at(row), Item::Row(row_of(mapping, row, RowOperation::Reread))),
-            None => self.event(self.now(), Item::Row(missing(mapping, id))),
+            Some(row) => self.read_row(mapping, row, RowOperation::Reread, read_at),
+            None => self.event(read_at, Item::Row(missing(mapping, id))),
         });
         Ok(told.collect())
+    }
+
+    /// A page, and the stamp of those of its rows that have none. Where they are to be `newer_than` a moment by the org's
+    /// clock, they are read when it has passed.
+    async fn page(
+        &self,
+        mapping: &MappingDef,
+        rows: Rows,
+        range: &Range,
+        newer_than: Option<Micros>,
+        cancel: &CancellationToken,
+    ) -> Result<(Page, Micros)> {
+        let read_at = self.earliest_now();
+        let page = self.reader.page(mapping, rows, range, cancel).await?;
+        match newer_than.filter(|asked| read_at <= *asked) {
+            Some(asked) if page.rows.iter().any(|row| row.stamp.is_none()) => {
+                self.pass(asked, cancel).await?;
+                let read_at = self.earliest_now();
+                Ok((self.reader.page(mapping, rows, range, cancel).await?, read_at))
+            }
+            _ => Ok((page, read_at)),
+        }
     }
 
     /// Reads these records again, whole, and returns when what they are is durable.
@@ -452,9 +493,33 @@ impl Backfill {
         rest.clock().now() + rest.clock_offset().ahead().unwrap_or(0)
     }
 
-    /// When a row was last changed: its own stamp, or, where the object has none, the moment it was read.
-    fn row_at(&self, row: &ReadRow) -> Micros {
-        row.stamp.unwrap_or_else(|| self.now())
+    /// A row as it was read: with its own stamp, or, where the object has none, with that of the reading.
+    fn read_row(&self, mapping: &MappingDef, row: &ReadRow, operation: RowOperation, read_at: Micros) -> Event {
+        self.event(row.stamp.unwrap_or(read_at), Item::Row(row_of(mapping, row, operation)))
+    }
+
+    fn clock_doubt(&self) -> Micros {
+        self.reader.rest().clock_offset().uncertainty().unwrap_or(0)
+    }
+
+    /// The second that it is at the org, or one before.
+    fn earliest_now(&self) -> Micros {
+        (self.now() - self.clock_doubt()).div_euclid(SECOND) * SECOND
+    }
+
+    /// The time that it is at the org, or later.
+    fn latest_now(&self) -> Micros {
+        self.now() + self.clock_doubt()
+    }
+
+    /// Waits until the second of [`Backfill::earliest_now`] is after a moment.
+    async fn pass(&self, moment: Micros, cancel: &CancellationToken) -> Result<()> {
+        let next = (moment.div_euclid(SECOND) + 1) * SECOND;
+        let wait = u64::try_from(next - (self.now() - self.clock_doubt())).unwrap_or(0);
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_micros(wait).min(PASS_MAX)) => Ok(()),
+            () = cancel.cancelled() => Err(cancelled("reading records again")),
+        }
     }
 
     fn mapping(&self, id: MappingId) -> Result<&MappingDef> {

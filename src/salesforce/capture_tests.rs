@@ -478,7 +478,7 @@ async fn a_backfill_goes_on_where_it_stopped() {
     assert_eq!(memory.events()[0].committed_at, 1_795_233_609_000_000);
     assert!(calls.lock().unwrap()[1].contains(&format!("Id+%3E+%27{A}%27")));
     let told = told.into_inner().unwrap();
-    assert_eq!((told.len(), told[0].rows, told[0].total, told[0].finished), (1, 9, 9, true));
+    assert_eq!((told.len(), told[0].rows, told[0].total, told[0].finished), (1, 9, Some(9), true));
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 
 use smol_str::SmolStr;
 
+use crate::error::{Error, Kind, Result};
+
 /// The characters of a record id in their order, which is also the order of ids made one after another.
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const CHECKSUM: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ012345";
@@ -51,6 +53,14 @@ pub(crate) fn make(prefix: &str, sequence: u64) -> SmolStr {
     let check = checksum(stem.as_bytes());
     stem.extend(check);
     stem.into()
+}
+
+/// An id for an org that nobody has seen before.
+pub fn random_org_id() -> Result<String> {
+    let mut random = [0; 8];
+    aws_lc_rs::rand::fill(&mut random)
+        .map_err(|_| Error::new(Kind::Internal, "the system gives no random numbers, so the org gets no id"))?;
+    Ok(make("00D", u64::from_le_bytes(random)).into())
 }
 
 /// The id without its checksum, as error messages show it.

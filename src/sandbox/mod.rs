@@ -45,4 +45,5 @@ mod write;
 
 pub use config::*;
 pub use faults::Faults;
+pub use id::random_org_id;
 pub use server::{Running, Sandbox};

@@ -1,8 +1,11 @@
 //! What the link is doing, in numbers: for `status`, metrics and the demo.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use serde::{Deserialize, Serialize};
 
-use crate::change::{RecordId, Side};
+use crate::change::{MappingId, RecordId, Side};
 use crate::error::Result;
 use crate::ledger::{Meta, keys};
 use crate::log::ChangeLog;
@@ -87,8 +90,31 @@ pub struct Copying {
     pub mapping: String,
     /// Rows read so far.
     pub rows: u64,
+    /// Rows that there were when the copy began, or that were copied since, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
     /// Whether it is complete.
     pub finished: bool,
+}
+
+/// The rows that copies under way have before them, where that is known.
+#[derive(Debug, Default)]
+pub struct Totals(Mutex<BTreeMap<(Side, MappingId), u64>>);
+
+impl Totals {
+    /// Notes how many rows a copy has.
+    pub fn set(&self, side: Side, mapping: MappingId, rows: Option<u64>) {
+        let mut totals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match rows {
+            Some(rows) => drop(totals.insert((side, mapping), rows)),
+            None => drop(totals.remove(&(side, mapping))),
+        }
+    }
+
+    /// How many rows a copy has.
+    pub fn get(&self, side: Side, mapping: MappingId) -> Option<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&(side, mapping)).copied()
+    }
 }
 
 /// Salesforce's API allocation.
@@ -132,6 +158,7 @@ impl Figures {
                     side: b.side.to_string(),
                     mapping: meta.catalog.mapping(b.mapping).map_or_else(String::new, |m| m.name.clone()),
                     rows: b.rows,
+                    total: None,
                     finished: b.finished,
                 })
                 .collect(),

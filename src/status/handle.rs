@@ -13,7 +13,7 @@ use crate::replay::ReplayStatus;
 use crate::salesforce::capture_status::CaptureStatus as SalesforceCapture;
 use crate::salesforce::rest::Rest;
 
-use super::figures::{self, Api, Copying, Direction, Figures};
+use super::figures::{self, Api, Copying, Direction, Figures, Totals};
 
 /// The header of a request that names the link it is for, and of each answer.
 pub const LINK_HEADER: &str = "tidelock-link";
@@ -47,6 +47,8 @@ pub struct Parts {
     pub salesforce: Arc<SalesforceCapture>,
     /// Replay to each side, by side.
     pub replay: [Arc<ReplayStatus>; 2],
+    /// How many rows the copies have.
+    pub totals: Arc<Totals>,
     /// Calls to the org.
     pub rest: Rest,
     /// Why the configuration is not known to be in force, while that is so.
@@ -96,18 +98,23 @@ impl Handle {
             queued: self.parts.ledger.queued() as u64,
             to_salesforce: self.direction(Side::Postgres, &status),
             to_postgres: self.direction(Side::Salesforce, &status),
-            backfills: status
-                .backfills
-                .iter()
-                .map(|b| Copying {
-                    side: b.side.to_string(),
-                    mapping: self.parts.catalog.mapping(b.mapping).map_or_else(String::new, |m| m.name.clone()),
-                    rows: b.rows,
-                    finished: b.finished,
-                })
-                .collect(),
+            backfills: self.copies(),
             api: Some(Api { calls: usage.calls(), used: usage.used(), limit: usage.limit() }),
         })
+    }
+
+    /// How far copying what was there before has come.
+    pub fn copies(&self) -> Vec<Copying> {
+        let status = self.parts.ledger.status();
+        let status = status.borrow();
+        let copies = status.backfills.iter().map(|b| Copying {
+            side: b.side.to_string(),
+            mapping: self.parts.catalog.mapping(b.mapping).map_or_else(String::new, |m| m.name.clone()),
+            rows: b.rows,
+            total: self.parts.totals.get(b.side, b.mapping),
+            finished: b.finished,
+        });
+        copies.collect()
     }
 
     fn direction(&self, from: Side, status: &crate::ledger::Status) -> Direction {

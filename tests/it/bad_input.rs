@@ -1,18 +1,20 @@
 //! Bad input of every kind: each has a clear message, and none loses anything.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
-use tidelock::demo::server::ServerSettings;
-use tidelock::sandbox::Seed;
+use tidelock::demo::server::{PostgresServer, ServerSettings};
+use tidelock::sandbox::{self, Client, Sandbox, Seed};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
-use super::link::{Link, MAPPINGS, PATIENCE, Setup, complaint, printed, say_skipped};
+use super::link::{CLIENT, Link, MAPPINGS, PATIENCE, Setup, complaint, printed, say_skipped};
 
 fn tidelock_with(text: &str, arguments: &[&str]) -> (PathBuf, Output) {
     let folder = tempfile::tempdir().unwrap();
@@ -226,28 +228,28 @@ async fn a_database_that_goes_away_comes_back_with_nothing_lost() {
     link.verify();
 }
 
-/// The way to the org, which can be cut.
+/// The way to a side, which can be cut, and lead elsewhere afterwards.
 struct Way {
     port: u16,
-    org: std::net::SocketAddr,
+    to: SocketAddr,
     traffic: JoinSet<()>,
 }
 
 impl Way {
-    async fn open(org: std::net::SocketAddr) -> Self {
-        let mut way = Self { port: super::link::free_port(), org, traffic: JoinSet::new() };
+    async fn open(to: SocketAddr) -> Self {
+        let mut way = Self { port: super::link::free_port(), to, traffic: JoinSet::new() };
         way.restore().await;
         way
     }
 
     async fn restore(&mut self) {
         let listener = TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
-        let org = self.org;
+        let to = self.to;
         self.traffic.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((mut near, _)) = listener.accept().await {
                 connections.spawn(async move {
-                    if let Ok(mut far) = TcpStream::connect(org).await {
+                    if let Ok(mut far) = TcpStream::connect(to).await {
                         drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
                     }
                 });
@@ -258,6 +260,89 @@ impl Way {
     async fn cut(&mut self) {
         self.traffic.shutdown().await;
     }
+
+    async fn lead_to(&mut self, to: SocketAddr) {
+        self.cut().await;
+        self.to = to;
+        self.restore().await;
+    }
+}
+
+/// The process ends, and says what it has found in the place of what the log has read.
+async fn ends_with_another(link: &mut Link, what: &str) {
+    let status = link.wait_for_exit().await;
+    let said = link.said_last();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains(what) && said.contains("new log"), "{said}");
+}
+
+/// In a copy that is not filled yet every row that the log knows is missing, and none was deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_database_is_refused_and_nothing_is_deleted() {
+    let trusting =
+        ServerSettings::default().with_hba("local all all trust\nhost all,replication all 127.0.0.1/32 trust\n");
+    let mut link = Link::new(Setup { server: trusting.clone(), ..Setup::default() }).await;
+    let fresh = PostgresServer::start(trusting).await.unwrap();
+    std::fs::write(link.config_path(), link.configuration_with(&fresh.endpoint(), &link.org.url())).unwrap();
+    link.ok(&["init"]);
+    let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut way = Way::open(at(link.server.port())).await;
+    let mut endpoint = link.server.tcp_endpoint();
+    (endpoint.port, endpoint.password) = (way.port, None);
+    std::fs::write(link.config_path(), link.configuration_with(&endpoint, &link.org.url())).unwrap();
+
+    let id = link.create("Contact", json!({ "LastName": "A", "External_ID__c": "A", "Phone": "1" }));
+    link.start().await;
+    link.settle().await;
+    way.lead_to(at(fresh.port())).await;
+    link.update("Contact", &id, json!({ "Phone": "2" }));
+    ends_with_another(&mut link, "another database").await;
+    link.spawn();
+    ends_with_another(&mut link, "another database").await;
+    assert_eq!(link.record("Contact", "A").unwrap()["Phone"], "2");
+    let rows = fresh.value("SELECT count(*) FROM salesforce.contact").await.unwrap();
+    assert_eq!(rows.as_deref(), Some("0"), "the other database was written to");
+
+    way.lead_to(at(link.server.port())).await;
+    link.start().await;
+    link.settle().await;
+    assert_eq!(link.record("Contact", "A").unwrap()["Phone"], "2");
+    link.verify();
+}
+
+/// Whether the link runs when it comes to another org, is started there, or cannot log in until long after its start.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_org_is_refused_and_nothing_is_deleted() {
+    let mut link = Link::new(Setup::default()).await;
+    let other = sandbox::Config {
+        org_id: "00D000000000002EAA".into(),
+        clients: vec![Client::new(CLIENT.0, CLIENT.1, "integration@example.com")],
+        ..sandbox::Config::default()
+    };
+    let other = Sandbox::start(other, CancellationToken::new()).await.unwrap();
+    let mut way = Way::open(link.org.address).await;
+    let url = format!("http://127.0.0.1:{}", way.port);
+    std::fs::write(link.config_path(), link.configuration_with(&link.server.endpoint(), &url)).unwrap();
+    link.create("Contact", json!({ "LastName": "A", "External_ID__c": "A", "Phone": "1" }));
+    link.start().await;
+    link.settle().await;
+    way.lead_to(other.address).await;
+    ends_with_another(&mut link, "another org").await;
+    link.spawn();
+    ends_with_another(&mut link, "another org").await;
+    way.cut().await;
+    link.spawn();
+    link.wait_until("it runs without an org", |link| link.get("/health").is_some()).await;
+    way.restore().await;
+    ends_with_another(&mut link, "another org").await;
+
+    link.sql("UPDATE salesforce.contact SET phone = '2' WHERE external_id__c = 'A'").await;
+    way.lead_to(link.org.address).await;
+    link.start().await;
+    link.settle().await;
+    assert_eq!(link.record("Contact", "A").unwrap()["Phone"], "2");
+    link.verify();
+    other.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -307,6 +392,33 @@ async fn an_org_that_goes_away_comes_back_with_nothing_lost() {
     // Cut in the middle of whatever it is doing.
     way.cut().await;
     way.restore().await;
+    link.settle().await;
+    link.verify();
+}
+
+/// It stops in order at once, with and without a log, though nothing that it has asked has been answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_org_that_never_answers_does_not_hold_up_a_stop() {
+    let mut link = Link::new(Setup::default()).await;
+    for with_log in [false, true] {
+        if with_log {
+            link.configure();
+            link.start().await;
+            link.settle().await;
+            assert_eq!(link.terminate().await.code(), Some(0));
+        }
+        let silent = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        std::fs::write(link.config_path(), link.configuration_with(&link.server.endpoint(), &url)).unwrap();
+        link.spawn();
+        let _call = timeout(PATIENCE, silent.accept()).await.expect("the org is called").unwrap();
+        let asked = Instant::now();
+        assert_eq!(link.terminate().await.code(), Some(0), "{}", link.said_last());
+        assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
+        assert_eq!(link.log_path().exists(), with_log);
+    }
+    link.configure();
+    link.start().await;
     link.settle().await;
     link.verify();
 }

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 static ROOM: Semaphore = Semaphore::const_new(3);
 static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 
-const CLIENT: (&str, &str) = ("tidelock-test", "not-a-secret");
+pub(crate) const CLIENT: (&str, &str) = ("tidelock-test", "not-a-secret");
 /// The longest that anything here is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 

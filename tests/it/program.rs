@@ -597,6 +597,23 @@ async fn few_tables_are_copied_at_a_time() {
     link.verify();
 }
 
+/// Whoever reads the log sees how far copying has come, and how much there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn copying_tells_how_far_it_has_come() {
+    let seed = Seed { seed: 5, contacts: 10_000, ..Seed::default() };
+    let mut link = Link::new(Setup { seed, ..Setup::default() }).await;
+    // Five pages, so slow that one of the lines comes between the first and the last.
+    link.faults(json!({ "rest_latency_ms": 500 }));
+    link.spawn();
+    link.wait_until("it runs", |link| link.get("/health").is_some()).await;
+    link.faults(json!({ "rest_latency_ms": 2_000 }));
+    link.wait_until("it tells", |link| {
+        let said = link.said_last();
+        said.lines().any(|line| line.contains("copying rows") && line.contains("total=10000"))
+    })
+    .await;
+}
+
 /// Rows were copied, and the org's stream had not told its place yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_changed_while_down_is_read_where_no_place_in_the_stream_was_known() {

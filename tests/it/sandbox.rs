@@ -68,6 +68,15 @@ async fn the_login_that_is_printed_works() {
     assert!(!logs_in(&sandbox.url(), id, secret).await);
 }
 
+/// Nothing of an org that was stopped is in the next one, so no link may take it for the same.
+#[test]
+fn each_start_is_another_org_unless_it_is_given_an_id() {
+    let id = |arguments: &[&str]| Sandbox::start(arguments).said["org_id"].as_str().unwrap().to_owned();
+    let (one, other) = (id(&["--accounts", "1"]), id(&["--accounts", "1"]));
+    assert!(one.starts_with("00D") && one.len() == 18 && one != other, "{one} {other}");
+    assert_eq!(id(&["--accounts", "1", "--org-id", "00D000000000007"]), "00D000000000007EAA");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_examples_of_the_document_work() {
     let folder = tempfile::tempdir().unwrap();

@@ -241,16 +241,15 @@ impl Trail {
         let record = self.records.entry(outcome.record).or_insert_with(Record::new);
         let slot = &mut record.flying[outcome.side.index()];
         match outcome.result {
-            WriteResult::Silent => match slot.take_if(|f| f.offset == outcome.ticket) {
-                Some(flying) => {
+            WriteResult::Silent => {
+                if let Some(flying) = slot.take_if(|f| f.offset == outcome.ticket) {
                     let known = !flying.overtaken && !flying.is_of_another_row(record);
                     if known {
                         land(record, &self.catalog, &flying, true);
                     }
                     record.remember(flying, known);
                 }
-                None => {}
-            },
+            }
             WriteResult::Skipped | WriteResult::Abandoned { .. } | WriteResult::Refused { .. } => {
                 if let Some(flying) = slot.take_if(|f| f.offset == outcome.ticket) {
                     record.remember(flying, false);

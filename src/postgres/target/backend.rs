@@ -13,6 +13,7 @@ use crate::change::{Lsn, Offset};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::connect::Session;
 use crate::postgres::endpoint::Endpoint;
+use crate::postgres::slot;
 
 /// Parameters of a prepared statement.
 pub(super) type Parameters<'a> = [&'a (dyn ToSql + Sync)];
@@ -55,6 +56,9 @@ impl Backend {
     /// Connects, takes the link's lock and reads the cursor. `previous` is the server process of our own last session.
     pub(super) async fn open(endpoint: &Endpoint, options: &TargetOptions, previous: Option<i32>) -> Result<Self> {
         let session = Session::open(&endpoint.clone().with_application_name(APPLICATION_NAME)).await?;
+        if let Some(known) = &options.stream {
+            slot::check_database(known, &slot::database_identity(&session).await?)?;
+        }
         let call_timeout = options.statement_timeout + Duration::from_secs(5);
         let mut backend = Self {
             session,

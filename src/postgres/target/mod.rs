@@ -30,7 +30,7 @@ use transaction::Attempt;
 
 use super::endpoint::Endpoint;
 use super::introspect::table_details;
-use crate::change::{Catalog, MappingDef, MappingId, Side};
+use crate::change::{Catalog, MappingDef, MappingId, Side, Str};
 use crate::error::{Error, Kind, Result};
 use crate::flow::{Confirmation, Mended, Resumed, Target, Write, Written};
 
@@ -61,6 +61,8 @@ pub struct TargetOptions {
     pub lock_timeout: Duration,
     /// After how long an older session of ours that still holds the link's lock is ended.
     pub takeover_after: Duration,
+    /// The identity of the stream that the log has read: no other database than its own is written to.
+    pub stream: Option<Str>,
     /// After how long waiting for the link's lock is an error.
     pub takeover_timeout: Duration,
 }
@@ -74,6 +76,7 @@ impl TargetOptions {
             batch_limit: 1_000,
             statement_timeout: Duration::from_mins(1),
             lock_timeout: Duration::from_secs(5),
+            stream: None,
             takeover_after: Duration::from_secs(5),
             takeover_timeout: Duration::from_secs(15),
         }
