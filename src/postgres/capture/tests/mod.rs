@@ -4,6 +4,7 @@ mod connections;
 mod copying;
 mod scripted;
 mod streams;
+mod types;
 mod values;
 
 use std::sync::{Arc, Mutex};
