@@ -239,7 +239,7 @@ impl Demo {
                 let side = if decided % 2 == 0 { "postgres" } else { "salesforce" };
                 // An edit that was still on its way may have ended it meanwhile.
                 match handle.resolve(conflict.conflict, json!({ "take": side }), "dana".into()).await {
-                    Ok(_) => decided += 1,
+                    Ok(()) => decided += 1,
                     Err(_) if handle.open_conflicts().await?.iter().all(|c| c.conflict != conflict.conflict) => {}
                     Err(error) => return Err(error),
                 }

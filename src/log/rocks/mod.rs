@@ -172,7 +172,9 @@ impl RocksLog {
             let opened = opened.and_then(|db| Ok((db.property_int_value(MIN_LOG_NUMBER_TO_KEEP)?, db)));
             let after = directory.write_ahead()?;
             let why = match opened {
-                Ok((oldest, db)) if before.is_subset(&after) || oldest.is_some_and(|n| after.contains(&file_name(n))) => {
+                Ok((oldest, db))
+                    if before.is_subset(&after) || oldest.is_some_and(|n| after.contains(&file_name(n))) =>
+                {
                     let log = Self::assemble(db, tuning, directory.clone(), marker, Access::Reader)?;
                     match log.check_end() {
                         Ok(()) => return Ok(log),

@@ -187,16 +187,16 @@ impl Table {
     }
 
     async fn fill(&self, server: &PostgresServer) {
-        let mut sql = String::new();
-        for row in 0..self.rows {
+        let insert = |row: usize| {
             let literal = |(ty, values): &(String, Vec<String>)| match values.get(row) {
                 Some(value) => format!("{}::{ty}", escape_literal(value)),
                 None => "NULL".to_owned(),
             };
             let values: Vec<String> = self.types.iter().map(literal).collect();
-            sql += &format!("INSERT INTO v VALUES ({row}, {}); ", values.join(", "));
-        }
-        server.execute(&sql).await.unwrap();
+            format!("INSERT INTO v VALUES ({row}, {})", values.join(", "))
+        };
+        let sql: Vec<String> = (0..self.rows).map(insert).collect();
+        server.execute(&sql.join("; ")).await.unwrap();
     }
 
     /// What an expression over each column prints, by row and column; `{c}` is the column, `{t}` its type.
