@@ -3,11 +3,12 @@
 
 CARGO ?= cargo
 
-.PHONY: help setup setup-build demo test bench
+.PHONY: help setup setup-build demo test test-matrix bench fuzz
 
 help:
 	@echo "make demo   two live sides, one log: a private PostgreSQL, the sandbox org, edits and conflicts on both"
 	@echo "make test   the whole check: format, clippy, unit, property, integration and doc tests"
+	@echo "make test-matrix  the tests that need PostgreSQL, against real servers of 14 to 18, which it downloads (MATRIX=17: one of them)"
 	@echo "make bench  the benchmarks of docs/benchmarks.md (release build)"
 	@echo "make fuzz   a minute of fuzzing for each decoder of outside bytes (FUZZ_SECONDS=60; needs cargo-fuzz, which it installs)"
 	@echo "make setup  only install what the build and the tests need"
@@ -32,6 +33,19 @@ test: setup
 	$(CARGO) test --locked --lib --bins --test it
 	@scripts/say "Doc tests"
 	$(CARGO) test --locked --doc
+
+MATRIX ?= 14 15 16 17 18
+# What needs no PostgreSQL server: the same whatever its version is, and long.
+MATRIX_SKIP = properties:: architecture:: clients:: setup:: sf_target:: salesforce:: sandbox::tests:: log:: causality::
+
+test-matrix: setup
+	@$(CARGO) test --locked --no-run --lib --bins --test it
+	@failed=; for version in $(MATRIX); do \
+		bin=$$(scripts/postgres "$$version") || exit 1; \
+		scripts/say "The tests that need PostgreSQL, with $$("$$bin/postgres" --version)"; \
+		TIDELOCK_POSTGRES_BIN="$$bin" $(CARGO) test --locked --no-fail-fast --lib --bins --test it -- $(MATRIX_SKIP:%=--skip %) || failed="$$failed $$version"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "PostgreSQL:$$failed: tests failed" >&2; exit 1; fi
 
 bench: setup-build
 	@scripts/say "Benchmarks (release build; compiles RocksDB once more)"

@@ -1,6 +1,6 @@
 //! A private PostgreSQL server in a directory of its own, for the guided tour and for tests.
 //!
-//! It is found on the `PATH` or where packages put it, runs as an ordinary user even when started by root (PostgreSQL
+//! It is found in the folder that [`PROGRAMS_VARIABLE`] names, on the `PATH`, or where packages put it, runs as an ordinary user even when started by root (PostgreSQL
 //! refuses root), listens on a Unix socket and on 127.0.0.1 at a free port with a random password, and is stopped and
 //! removed when dropped. A guardian (see there) does the same when the program ends in any other way, so nothing of it
 //! outlives us.
@@ -22,6 +22,10 @@ use crate::error::{Error, Kind, Result};
 use crate::postgres::{Endpoint, Host, Session, SslMode};
 
 use super::guardian::Guardian;
+
+/// The environment variable with the folder of the server's programs (`initdb`, `postgres`, `pg_ctl`), where it should not be the
+/// one that is found.
+pub const PROGRAMS_VARIABLE: &str = "TIDELOCK_POSTGRES_BIN";
 
 /// The name of the superuser.
 pub const SUPERUSER: &str = "postgres";
@@ -50,7 +54,7 @@ pub struct ServerSettings {
     pub hba: Option<String>,
     /// Turns `ssl` on.
     pub tls: Option<ServerTls>,
-    /// Where the server's programs are; absent: they are looked for.
+    /// Where the server's programs are; absent: as [`PROGRAMS_VARIABLE`] says, or looked for.
     pub bin: Option<PathBuf>,
 }
 
@@ -128,7 +132,8 @@ impl PostgresServer {
 
     /// Makes the directory and the cluster in it.
     fn create(settings: &ServerSettings) -> Result<Self> {
-        let bin = settings.bin.clone().map_or_else(find_programs, Ok)?;
+        let named = std::env::var_os(PROGRAMS_VARIABLE).map(PathBuf::from);
+        let bin = settings.bin.clone().map_or_else(|| programs(named), Ok)?;
         let directory = std::env::temp_dir().join(format!("tidelock-pg-{}-{}", std::process::id(), random_text()?));
         let (port, password) = (free_port()?, SecretString::from(random_text()?));
         fs::create_dir(&directory).map_err(|e| cannot("create", &directory, e))?;
@@ -478,6 +483,24 @@ fn random_text() -> Result<String> {
     Ok(bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}")))
 }
 
+/// The directory of the server's programs: the one that was named, and no other then.
+fn programs(named: Option<PathBuf>) -> Result<PathBuf> {
+    let Some(named) = named else { return find_programs() };
+    if has_programs(&named) {
+        return Ok(named);
+    }
+    let message = format!(
+        "{PROGRAMS_VARIABLE} is {}, which does not hold PostgreSQL's server programs (initdb, postgres, pg_ctl); name the \
+         folder that does, or leave the variable out",
+        named.display()
+    );
+    Err(Error::new(Kind::Configuration, message))
+}
+
+fn has_programs(bin: &Path) -> bool {
+    ["initdb", "postgres", "pg_ctl"].iter().all(|program| bin.join(program).is_file())
+}
+
 /// The directory of `initdb`, `postgres` and `pg_ctl`: on the `PATH`, else the newest where packages put them.
 fn find_programs() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -492,15 +515,13 @@ fn find_programs() -> Result<PathBuf> {
         .collect();
     packaged.sort_by(|a, b| b.cmp(a));
     let usual = ["/usr/pgsql/bin", "/usr/local/pgsql/bin"].map(PathBuf::from);
-    on_path
-        .chain(packaged.into_iter().map(|(_, bin)| bin))
-        .chain(usual)
-        .find(|bin| ["initdb", "postgres", "pg_ctl"].iter().all(|program| bin.join(program).is_file()))
-        .ok_or_else(|| {
+    on_path.chain(packaged.into_iter().map(|(_, bin)| bin)).chain(usual).find(|bin| has_programs(bin)).ok_or_else(
+        || {
             let message = "PostgreSQL's server programs (initdb, postgres, pg_ctl) are not on the PATH nor where \
                            packages put them; install PostgreSQL 14 or newer";
             Error::new(Kind::Configuration, message)
-        })
+        },
+    )
 }
 
 /// The number in a directory's name: `15`, `postgresql@17`.
@@ -550,6 +571,15 @@ mod tests {
         let directory = server.directory().to_owned();
         drop(server);
         assert!(!directory.exists());
+    }
+
+    #[test]
+    fn programs_that_are_named_are_those_or_none() {
+        let found = programs(None).unwrap();
+        assert_eq!(programs(Some(found.clone())).unwrap(), found);
+        let wrong = programs(Some(found.join("nowhere"))).unwrap_err();
+        assert_eq!(wrong.kind(), Kind::Configuration);
+        assert!(wrong.to_string().contains("TIDELOCK_POSTGRES_BIN"), "{wrong}");
     }
 
     /// Which `pg_ctl` cannot stop, since its file with the process's number is gone.

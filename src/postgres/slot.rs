@@ -16,7 +16,7 @@ use tokio_postgres::Client;
 
 use super::connect::{classify, database_error};
 use super::endpoint::Endpoint;
-use super::wire;
+use super::wire::{self, ServerError};
 use crate::change::{Lsn, Position, Str, StreamId};
 use crate::error::{Error, Kind, Result};
 
@@ -329,21 +329,14 @@ fn missing(slot: &str) -> Error {
 pub(crate) fn stream_error(slot: &str, publication: &str, code: &str, message: &str) -> Option<Error> {
     let publication_missing = code == "42704" && message.contains("publication");
     Some(match code {
-        _ if publication_missing => Error::new(
-            Kind::Configuration,
-            format!(
-                "the publication `{publication}` does not exist, or did not exist yet when the slot `{slot}` was made \
-                 ({message}); run `tidelock init`"
-            ),
-        ),
+        _ if publication_missing => unpublished(slot, publication, message),
         "42704" => missing(slot),
         "55006" => Error::new(
             Kind::Unavailable,
             format!("{message}: another connection reads from it; if no other Tidelock runs, the server notices soon"),
         ),
-        "55000" if message.contains("can no longer get changes") || message.contains("invalidated") => {
-            invalidated(slot)
-        }
+        // `... get changes from` it up to version 17, `... access` it since.
+        "55000" if message.contains("can no longer") || message.contains("invalidated") => invalidated(slot),
         "55000" if message.contains("cannot read from logical replication slot") => invalidated(slot),
         "55000" if message.contains("wal_level") => Error::new(
             Kind::Configuration,
@@ -356,6 +349,21 @@ pub(crate) fn stream_error(slot: &str, publication: &str, code: &str, message: &
 
 /// What comes before the slot's name in an identity.
 const SLOT: &str = ", slot ";
+/// What a warning within the stream means, if it says that changes are left out. Since version 18 a server passes over every
+/// change from a time when the publication did not exist, where earlier ones end the stream with an error.
+pub(crate) fn stream_warning(slot: &str, publication: &str, warning: &ServerError) -> Option<Error> {
+    let is_skipped = warning.code == "55000" && warning.severity == "WARNING" && warning.message.contains(publication);
+    is_skipped.then(|| unpublished(slot, publication, &warning.message))
+}
+
+fn unpublished(slot: &str, publication: &str, message: &str) -> Error {
+    let message = format!(
+        "the publication `{publication}` does not exist, or did not exist yet when the slot `{slot}` was made ({message}); run \
+         `tidelock init`"
+    );
+    Error::new(Kind::Configuration, message)
+}
+
 /// What comes before the timeline's number in an identity.
 const TIMELINE: &str = ", timeline ";
 

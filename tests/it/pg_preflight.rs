@@ -91,19 +91,24 @@ async fn a_good_database_has_no_errors_and_a_bad_table_has_its_own() {
              CREATE VIEW salesforce.seen AS SELECT * FROM salesforce.account;
              CREATE FUNCTION salesforce.hc() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
              CREATE TRIGGER hc_account_logtrigger AFTER INSERT ON salesforce.account
-                 FOR EACH ROW EXECUTE FUNCTION salesforce.hc();
-             CREATE PUBLICATION tidelock_main FOR TABLE salesforce.account (id, sfid) WHERE (id > 0)
-                 WITH (publish = 'insert')",
+                 FOR EACH ROW EXECUTE FUNCTION salesforce.hc()",
         )
         .await
         .unwrap();
+    // Version 14 publishes whole tables or nothing of them.
+    let version = server.value("SHOW server_version_num").await.unwrap().unwrap();
+    let parts = version.parse::<u32>().unwrap() >= 150_000;
+    let published = if parts { "salesforce.account (id, sfid) WHERE (id > 0)" } else { "salesforce.account" };
+    let publish = format!("CREATE PUBLICATION tidelock_main FOR TABLE {published} WITH (publish = 'insert')");
+    server.execute(&publish).await.unwrap();
     server.execute("SELECT pg_create_logical_replication_slot('tidelock_main', 'test_decoding')").await.unwrap();
     let all = ["account", "keyless", "silent", "loud", "wrong", "seen", "absent"];
     let findings = check(&endpoint, &catalog(&all), Stage::Run).await;
     let (error, warning) = (Severity::Error, Severity::Warning);
+    for message in ["filters", "name, ext__c"] {
+        assert_eq!(has(&findings, error, "table salesforce.account", message), parts, "{message}\n{findings:#?}");
+    }
     for (severity, subject, message) in [
-        (error, "table salesforce.account", "filters"),
-        (error, "table salesforce.account", "name, ext__c"),
         (warning, "table salesforce.account", "hc_account_logtrigger"),
         (error, "publication tidelock_main", "leaves out"),
         (error, "slot tidelock_main", "test_decoding"),
@@ -135,6 +140,38 @@ async fn a_good_database_has_no_errors_and_a_bad_table_has_its_own() {
     let described: Vec<(&str, char, usize)> =
         described.iter().map(|table| (table.table.as_str(), table.replica_identity, table.columns.len())).collect();
     assert_eq!(described, vec![("account", 'd', 4), ("loud", 'f', 5)]);
+}
+
+#[tokio::test]
+async fn partitions_that_do_not_tell_their_rows_are_named() {
+    let server = PostgresServer::start(ServerSettings::default()).await.unwrap();
+    server
+        .execute(
+            "CREATE SCHEMA salesforce;
+             CREATE TABLE salesforce.parts (id int PRIMARY KEY, sfid varchar(18), name text, ext__c text)
+                 PARTITION BY RANGE (id);
+             CREATE TABLE salesforce.fine PARTITION OF salesforce.parts FOR VALUES FROM (0) TO (10);
+             CREATE TABLE salesforce.whole PARTITION OF salesforce.parts FOR VALUES FROM (10) TO (20);
+             ALTER TABLE salesforce.whole REPLICA IDENTITY FULL;
+             CREATE TABLE salesforce.silent PARTITION OF salesforce.parts FOR VALUES FROM (20) TO (30);
+             ALTER TABLE salesforce.silent REPLICA IDENTITY NOTHING;
+             CREATE TABLE salesforce.nested PARTITION OF salesforce.parts FOR VALUES FROM (30) TO (40)
+                 PARTITION BY RANGE (id);
+             CREATE TABLE salesforce.other PARTITION OF salesforce.nested FOR VALUES FROM (30) TO (35);
+             ALTER TABLE salesforce.other ALTER name SET NOT NULL, ADD CONSTRAINT other_name UNIQUE (name);
+             ALTER TABLE salesforce.other REPLICA IDENTITY USING INDEX other_name;
+             CREATE TABLE salesforce.same PARTITION OF salesforce.nested FOR VALUES FROM (35) TO (40);
+             ALTER TABLE salesforce.same REPLICA IDENTITY USING INDEX same_pkey;
+             CREATE UNLOGGED TABLE salesforce.fleeting PARTITION OF salesforce.parts FOR VALUES FROM (40) TO (50)",
+        )
+        .await
+        .unwrap();
+    let findings = check(&server.endpoint(), &catalog(&["parts"]), Stage::Install).await;
+    let found: Vec<&str> = errors(&findings).iter().map(|finding| finding.message.as_str()).collect();
+    assert_eq!(found.len(), 3, "{found:#?}");
+    assert!(found[0].contains("salesforce.fleeting is unlogged"), "{found:#?}");
+    assert!(found[1].contains("salesforce.other has a REPLICA IDENTITY without"), "{found:#?}");
+    assert!(found[2].contains("salesforce.silent has a REPLICA IDENTITY without"), "{found:#?}");
 }
 
 #[tokio::test]

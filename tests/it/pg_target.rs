@@ -304,6 +304,21 @@ async fn values_compare_canonically_and_rows_are_found_by_every_name() {
     );
 }
 
+/// Only a multi-select picklist is a list of items to an array; a text field holds the array's own text.
+#[tokio::test]
+async fn an_array_behind_a_text_field_is_written_as_it_reads() {
+    let server = database().await;
+    let stream = Stream::start(&server).await;
+    let mut target = target(&server).await;
+    server.execute("ALTER TABLE salesforce.contact ALTER name TYPE int[] USING NULL").await.unwrap();
+    let numbers = text("{{1,NULL},{NULL,4}}");
+    target.write(&[create(1, CONTACT, 1, &[(NAME, numbers.clone())])]).await.unwrap();
+    let answers = target.write(&[update(2, CONTACT, 1, vec![set(NAME, numbers, text("[0:1]={7,8}"))])]).await.unwrap();
+    assert_eq!(answers, vec![Written::InStream]);
+    assert_eq!(stream.closed(&server).await["applied"], serde_json::json!([2]));
+    assert_eq!(one(&server, "SELECT name FROM salesforce.contact").await, "[0:1]={7,8}");
+}
+
 #[tokio::test]
 async fn refused_rows_cost_themselves_alone() {
     let server = database().await;

@@ -25,7 +25,7 @@ use crate::error::{Error, Kind, Result};
 use crate::flow::{Intake, Receipt};
 use crate::postgres::connect::classify;
 use crate::postgres::slot;
-use crate::postgres::wire::{CopyFrame, Pace, Replication, ReplicationError};
+use crate::postgres::wire::{CopyFrame, Pace, Replication, ReplicationError, ServerError};
 
 /// Batches that may be under way.
 const IN_FLIGHT_MAX: usize = 6;
@@ -183,6 +183,12 @@ impl<'a, S: AsyncRead + AsyncWrite + Send + Unpin, I: Intake> Stream<'a, S, I> {
                     self.start.status.server_wal_end.fetch_max(wal_end.0, Relaxed);
                     self.reply_due |= reply_requested;
                     self.progress_due |= reply_requested;
+                }
+                CopyFrame::Notice(body) => {
+                    let notice = ServerError::parse(body).map_err(|e| self.start.stream_ended(e.into()))?;
+                    if let Some(lost) = slot::stream_warning(&self.start.slot, &self.start.publication, &notice) {
+                        return Err(lost.caused_by(notice));
+                    }
                 }
                 CopyFrame::Aside => {}
             }

@@ -43,6 +43,7 @@ impl Report<'_> {
             );
         }
         self.key(mapping, detail);
+        self.partitions(mapping, detail).await?;
         self.columns(mapping, detail);
         self.names(mapping, detail);
         self.privileges(mapping, detail).await?;
@@ -95,6 +96,41 @@ impl Report<'_> {
             }
             _ => {}
         }
+    }
+
+    /// Each partition has a replica identity and a storage of its own, whatever the partitioned table says.
+    async fn partitions(&mut self, mapping: &MappingDef, detail: &TableDetail) -> Result<()> {
+        if detail.relkind != 'p' {
+            return Ok(());
+        }
+        let sql = "SELECT c.oid::regclass::text, (c.relkind <> 'r' OR c.relpersistence <> 'p')::text \
+                   FROM pg_catalog.pg_partition_tree($1::oid::regclass) p JOIN pg_catalog.pg_class c ON c.oid = p.relid \
+                   WHERE p.isleaf AND (c.relkind <> 'r' OR c.relpersistence <> 'p' OR c.relreplident = 'n' \
+                   OR c.relreplident = 'i' AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i \
+                   WHERE i.indrelid = c.oid AND i.indisreplident AND $2::text[] <@ (SELECT array_agg(a.attname::text) \
+                   FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey)))) ORDER BY 1";
+        let key = detail.key_columns();
+        for row in self.rows(sql, &[&detail.oid, &key], "looking at partitions").await? {
+            let partition = row.first().cloned().unwrap_or_default();
+            let subject = label(mapping);
+            if yes(row.get(1)) {
+                self.error(
+                    subject,
+                    format!("its partition {partition} is unlogged or a foreign table, so its changes never reach the stream"),
+                    "make it an ordinary logged table, or detach it",
+                );
+            } else {
+                self.error(
+                    subject,
+                    format!(
+                        "its partition {partition} has a REPLICA IDENTITY without the whole primary key, so that its updates \
+                         and deletes fail or do not tell which row they are of"
+                    ),
+                    format!("run: ALTER TABLE {partition} REPLICA IDENTITY DEFAULT"),
+                );
+            }
+        }
+        Ok(())
     }
 
     fn columns(&mut self, mapping: &MappingDef, detail: &TableDetail) {

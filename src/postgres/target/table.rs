@@ -284,8 +284,10 @@ impl Table {
 
 impl Field {
     /// The text to write for a value, which the server can cast to the column's type.
+    ///
+    /// An array is a list of choices to a multi-select picklist. To any other field it is its text.
     pub(super) fn print(&self, value: &Value) -> Option<String> {
-        if self.column.cast.ends_with("[]") {
+        if self.kind == FieldKind::MultiPicklist && self.column.cast.ends_with("[]") {
             to_postgres_array(&self.kind, value)
         } else {
             to_postgres(&self.kind, value)

@@ -117,7 +117,9 @@ pub enum CopyFrame<'a> {
         /// Whether the server wants to be answered at once.
         reply_requested: bool,
     },
-    /// A notice or a changed parameter, which may come at any time and says nothing about the stream.
+    /// A notice, as [`super::ServerError::parse`] reads it. It may come at any time.
+    Notice(&'a [u8]),
+    /// A changed parameter, which may come at any time and says nothing about the stream.
     Aside,
 }
 

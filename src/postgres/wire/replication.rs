@@ -138,7 +138,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Replication<S> {
             b'E' => Err(ServerError::parse(frame.body)?.into()),
             // A server that shuts down completes the command without ending the copy first.
             b'c' | b'C' => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server ended the stream").into()),
-            b'N' | b'S' => Ok(Some(CopyFrame::Aside)),
+            b'N' => Ok(Some(CopyFrame::Notice(frame.body))),
+            b'S' => Ok(Some(CopyFrame::Aside)),
             tag => Err(WireError::Unexpected { tag, doing: "streaming" }.into()),
         }
     }

@@ -20,7 +20,7 @@ pub struct ServerError {
 impl ServerError {
     /// Reads the body: fields of a type byte and NUL-terminated text, ended by a zero byte. Unknown fields are allowed by
     /// the protocol and passed over.
-    pub(super) fn parse(body: &[u8]) -> Result<Self, WireError> {
+    pub fn parse(body: &[u8]) -> Result<Self, WireError> {
         const BAD: WireError = WireError::Malformed("error message");
         let mut error = Self::default();
         let mut rest = body;

@@ -91,8 +91,8 @@ async fn connect_untimed(endpoint: &Endpoint) -> Result<Replication<BoxedStream>
     Err(first.unwrap_or_else(|| Error::new(Kind::Internal, "no way to connect was tried")))
 }
 
-/// How values are to print, whatever the server's, database's or role's defaults are.
-const PARAMETERS: [(&str, &str); 8] = [
+/// How values are to print and that warnings come, whatever the server's, database's or role's defaults are.
+const PARAMETERS: [(&str, &str); 9] = [
     ("replication", "database"),
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO, YMD"),
@@ -101,6 +101,7 @@ const PARAMETERS: [(&str, &str); 8] = [
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
     ("xmloption", "content"),
+    ("client_min_messages", "warning"),
 ];
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Replication<S> {

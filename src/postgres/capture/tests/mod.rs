@@ -4,6 +4,7 @@ mod connections;
 mod copying;
 mod scripted;
 mod streams;
+mod types;
 mod values;
 
 use std::sync::{Arc, Mutex};
@@ -235,6 +236,11 @@ impl Running {
 
 pub(super) fn told(row: &Row, id: u16) -> Option<Value> {
     row.fields.iter().find(|(field, _)| *field == FieldId(id)).map(|(_, value)| value.clone())
+}
+
+/// `server_version_num`: 150018.
+pub(super) async fn version(server: &PostgresServer) -> u32 {
+    server.value("SHOW server_version_num").await.unwrap().unwrap().parse().unwrap()
 }
 
 /// How far the slot is acknowledged.

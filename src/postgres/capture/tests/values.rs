@@ -1,6 +1,7 @@
 //! Values of every common type, as a real server streams them.
 
 use super::*;
+use crate::error::Kind;
 use crate::flow::RowOperation;
 use crate::mapping;
 
@@ -133,19 +134,53 @@ async fn a_captured_value_is_the_canonical_one_of_what_the_server_prints() {
     assert_eq!(by_column("c_timestamptz").to_string(), "2026-07-01T07:04:56Z");
 }
 
+/// Each way in which rows may be named, and whether it tells a deleted row's Salesforce id.
+const IDENTITIES: [(&str, &str, bool); 7] = [
+    ("default", "", false),
+    ("full", "ALTER TABLE big REPLICA IDENTITY FULL", true),
+    (
+        "index",
+        "CREATE UNIQUE INDEX big_named ON big (sfid, id); ALTER TABLE big ALTER sfid SET NOT NULL; \
+         ALTER TABLE big REPLICA IDENTITY USING INDEX big_named",
+        false,
+    ),
+    ("partitioned", "CREATE TABLE big_0 PARTITION OF big FOR VALUES WITH (MODULUS 1, REMAINDER 0)", false),
+    // The server goes by the partition's identity in what it writes, and by the root's in what it says of it.
+    (
+        "partition full",
+        "CREATE TABLE big_0 PARTITION OF big FOR VALUES WITH (MODULUS 1, REMAINDER 0); \
+         ALTER TABLE big_0 REPLICA IDENTITY FULL",
+        false,
+    ),
+    (
+        "partitioned full",
+        "CREATE TABLE big_0 PARTITION OF big FOR VALUES WITH (MODULUS 1, REMAINDER 0); \
+         ALTER TABLE big REPLICA IDENTITY FULL",
+        false,
+    ),
+    (
+        "partitions of another order",
+        "CREATE TABLE big_0 (sfid varchar(18), gone int, large text, id text NOT NULL, small text); \
+         ALTER TABLE big_0 DROP gone, ALTER large SET STORAGE EXTERNAL, ALTER id SET STORAGE EXTERNAL; \
+         ALTER TABLE big ATTACH PARTITION big_0 FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
+        false,
+    ),
+];
+
+/// Under every replica identity: an unchanged large value is absent, never null, and key changes name both keys.
 #[tokio::test]
 async fn a_large_value_that_did_not_change_is_not_told() {
-    for identity in ["DEFAULT", "FULL"] {
-        let fields = vec![
-            field(1, "small", FieldKind::Text { length: 255 }),
-            field(2, "large", FieldKind::Text { length: 131_072 }),
-            field(3, "sfid", FieldKind::Id),
-        ];
-        let catalog = catalog(vec![mapping(1, "big", &["id"], fields)]);
+    let fields = vec![
+        field(1, "small", FieldKind::Text { length: 255 }),
+        field(2, "large", FieldKind::Text { length: 131_072 }),
+        field(3, "sfid", FieldKind::Id),
+    ];
+    let catalog = catalog(vec![mapping(1, "big", &["id"], fields)]);
+    for (identity, make, tells_id) in IDENTITIES {
+        let partitioned = if identity.starts_with("partition") { "PARTITION BY HASH (id)" } else { "" };
         let create = format!(
-            "CREATE TABLE big (id text PRIMARY KEY, small text, large text, sfid varchar(18)); \
-             ALTER TABLE big ALTER large SET STORAGE EXTERNAL; ALTER TABLE big ALTER id SET STORAGE EXTERNAL; \
-             ALTER TABLE big REPLICA IDENTITY {identity}"
+            "CREATE TABLE big (id text PRIMARY KEY, small text, large text, sfid varchar(18)) {partitioned}; \
+             ALTER TABLE big ALTER large SET STORAGE EXTERNAL; ALTER TABLE big ALTER id SET STORAGE EXTERNAL; {make}"
         );
         let server = server_with(&create, ServerSettings::default(), &catalog).await;
         let log = MemoryLog::new();
@@ -155,29 +190,49 @@ async fn a_large_value_that_did_not_change_is_not_told() {
         for statement in [
             insert,
             "UPDATE big SET small = 'b'",
+            "UPDATE big SET id = repeat('l', 2200)",
             "UPDATE big SET large = NULL",
             "UPDATE big SET id = '1'",
             "DELETE FROM big",
         ] {
             server.execute(statement).await.unwrap();
         }
-        log.wait_for("five rows", |log| log.rows().len() == 5).await;
+        log.wait_for("six rows", |log| log.rows().len() == 6).await;
         capture.stop().await.unwrap();
         let rows = log.rows();
-        assert_eq!(told(&rows[0], 2), Some(Value::text("x".repeat(300_000))));
-        assert_eq!(
-            (told(&rows[1], 1), told(&rows[1], 2)),
-            (Some(Value::text("b")), None),
-            "{identity}: absent, not null"
-        );
-        assert_eq!(told(&rows[2], 2), Some(Value::Null), "{identity}: set to null");
-        let long = "k".repeat(2200);
-        assert_eq!(rows[1].key.as_ref().unwrap().0, long, "{identity}");
-        assert_eq!(rows[1].old_key, None, "{identity}");
-        assert_eq!(rows[3].old_key.as_ref().unwrap().0, long, "{identity}");
-        assert_eq!((rows[4].operation, rows[4].key.as_ref().unwrap().0.as_str()), (RowOperation::Delete, "1"));
-        let id_of_deleted = rows[4].salesforce_id.as_deref();
-        assert_eq!(id_of_deleted, (identity == "FULL").then_some("003000000000001AAA"));
+        let key = |n: usize| rows[n].key.as_ref().unwrap().0.as_str();
+        let old_key = |n: usize| rows[n].old_key.as_ref().map(|key| key.0.as_str());
+        let (first, second) = ("k".repeat(2200), "l".repeat(2200));
+        assert_eq!(told(&rows[0], 2), Some(Value::text("x".repeat(300_000))), "{identity}");
+        assert_eq!((told(&rows[1], 1), told(&rows[1], 2)), (Some(Value::text("b")), None), "{identity}");
+        assert_eq!((key(1), old_key(1)), (first.as_str(), None), "{identity}");
+        assert_eq!((told(&rows[2], 1), told(&rows[2], 2)), (Some(Value::text("b")), None), "{identity}");
+        assert_eq!((key(2), old_key(2)), (second.as_str(), Some(first.as_str())), "{identity}");
+        assert_eq!(told(&rows[3], 2), Some(Value::Null), "{identity}: set to null");
+        assert_eq!((key(3), old_key(3)), (second.as_str(), None), "{identity}");
+        assert_eq!((key(4), old_key(4)), ("1", Some(second.as_str())), "{identity}");
+        assert_eq!((rows[5].operation, key(5)), (RowOperation::Delete, "1"), "{identity}");
+        let id_of_deleted = rows[5].salesforce_id.as_deref();
+        assert_eq!(id_of_deleted, tells_id.then_some("003000000000001AAA"), "{identity}");
+    }
+}
+
+/// `check` says so before; a stream that comes to it all the same does not guess.
+#[tokio::test]
+async fn rows_without_an_identity_are_refused_by_name() {
+    for make in [
+        "ALTER TABLE t REPLICA IDENTITY NOTHING",
+        "ALTER TABLE t ALTER other SET NOT NULL, ADD UNIQUE (other); ALTER TABLE t REPLICA IDENTITY USING INDEX t_other_key",
+    ] {
+        let catalog = table_catalog();
+        let server = server_with(&format!("{TABLE}; {make}"), ServerSettings::default(), &catalog).await;
+        let log = MemoryLog::new();
+        let mut capture = Running::start(config(&server, &catalog, None), &log);
+        server.execute("INSERT INTO t VALUES (1, 'a', NULL, 1)").await.unwrap();
+        let refused = capture.ended().await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Configuration, "{refused}");
+        assert!(refused.to_string().contains("`id` of the mapping `t` is not of the replica identity"), "{refused}");
+        assert!(log.rows().is_empty());
     }
 }
 
