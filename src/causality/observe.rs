@@ -119,7 +119,7 @@ pub fn observe(state: &RecordState, mapping: &MappingDef, event: &Event<'_>) -> 
 /// before.
 fn differences(state: &RecordState, mapping: &MappingDef, event: &Event<'_>, late: bool) -> Vec<FieldChange> {
     let side = event.side;
-    let in_part = side == Side::Salesforce && event.operation == RowOperation::Update && !event.automation;
+    let in_part = side == Side::Salesforce && event.operation == RowOperation::Update;
     let untold = |field| state.field(field).is_none_or(|r| r.held(side).dot.is_nobody());
     event
         .fields

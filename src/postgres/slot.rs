@@ -347,8 +347,6 @@ pub(crate) fn stream_error(slot: &str, publication: &str, code: &str, message: &
     })
 }
 
-/// What comes before the slot's name in an identity.
-const SLOT: &str = ", slot ";
 /// What a warning within the stream means, if it says that changes are left out. Since version 18 a server passes over every
 /// change from a time when the publication did not exist, where earlier ones end the stream with an error.
 pub(crate) fn stream_warning(slot: &str, publication: &str, warning: &ServerError) -> Option<Error> {
@@ -364,6 +362,8 @@ fn unpublished(slot: &str, publication: &str, message: &str) -> Error {
     Error::new(Kind::Configuration, message)
 }
 
+/// What comes before the slot's name in an identity.
+const SLOT: &str = ", slot ";
 /// What comes before the timeline's number in an identity.
 const TIMELINE: &str = ", timeline ";
 
