@@ -12,8 +12,8 @@
 //!   and the indexes at all, since reading a record's state must not cost a block's decompression.
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, DataBlockIndexType,
-    InfoLogger, LogLevel, Options, WriteBufferManager,
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompactionStyle, DBCompressionType, DBRecoveryMode,
+    DataBlockIndexType, InfoLogger, LogLevel, LruCacheOptions, Options, UniversalCompactOptions, WriteBufferManager,
 };
 
 /// The entries: big-endian offset to frame. After them the tip.
@@ -40,7 +40,7 @@ pub struct RocksOptions {
 
 impl Default for RocksOptions {
     fn default() -> Self {
-        Self { cache_bytes: 32 << 20, write_buffer_bytes: 16 << 20, open_files_max: 512 }
+        Self { cache_bytes: 20 << 20, write_buffer_bytes: 10 << 20, open_files_max: 512 }
     }
 }
 
@@ -53,7 +53,11 @@ pub(super) struct Tuning {
 
 impl Tuning {
     pub(super) fn new(options: RocksOptions) -> Self {
-        let cache = Cache::new_lru_cache(options.cache_bytes);
+        // A shard of a small cache would be filled by a single filter.
+        let mut lru = LruCacheOptions::default();
+        lru.set_capacity(options.cache_bytes);
+        lru.set_num_shard_bits(0);
+        let cache = Cache::new_lru_cache_opts(&lru);
         let buffers = WriteBufferManager::new_write_buffer_manager_with_cache(
             options.write_buffer_bytes.min(options.cache_bytes / 2),
             false,
@@ -108,7 +112,7 @@ impl Tuning {
             ColumnFamilyDescriptor::new(LOG, self.log()),
         ];
         for generation in 0..2 {
-            families.push(ColumnFamilyDescriptor::new(STATE[generation], self.family(16 << 20, 4 << 10, true)));
+            families.push(ColumnFamilyDescriptor::new(STATE[generation], self.state()));
             families.push(ColumnFamilyDescriptor::new(BY_RECORD[generation], self.family(8 << 20, 8 << 10, false)));
             families.push(ColumnFamilyDescriptor::new(BY_TRANSACTION[generation], self.family(8 << 20, 4 << 10, true)));
         }
@@ -123,6 +127,17 @@ impl Tuning {
         let mut levels = [DBCompressionType::Lz4; 7];
         levels[0] = DBCompressionType::None;
         options.set_compression_per_level(&levels);
+        options
+    }
+
+    /// Values that are replaced all the time, in no order: to merge what is alike in size rewrites them least.
+    fn state(&self) -> Options {
+        let mut options = self.family(16 << 20, 4 << 10, true);
+        let mut universal = UniversalCompactOptions::default();
+        universal.set_size_ratio(10);
+        options.set_compaction_style(DBCompactionStyle::Universal);
+        options.set_universal_compaction_options(&universal);
+        options.set_level_zero_file_num_compaction_trigger(4);
         options
     }
 
