@@ -388,7 +388,9 @@ impl Core {
             return Ok(None);
         }
         let Some(state) = self.fold.record(&*self.log, at.record)? else { return Ok(None) };
-        let its_own = state.salesforce_id.is_some() && state.salesforce_id == at.row.salesforce_id;
+        // What was seen missing before that is the end of an earlier row.
+        let stale = at.row.operation == RowOperation::Missing && at.event.committed_at <= state.told_at(at.side);
+        let its_own = !stale && state.salesforce_id.is_some() && state.salesforce_id == at.row.salesforce_id;
         let made = state.in_flight(at.side).filter(|t| t.write == WriteKind::Create && t.acknowledged_at.is_some());
         Ok(made.filter(|_| its_own && !state.exists_at(at.side)).map(|ticket| ticket.ticket))
     }

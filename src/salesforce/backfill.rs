@@ -288,16 +288,23 @@ impl Backfill {
             let (Page { rows: page, finished }, read_at) = self.page(mapping, seen, &range, newer_than, cancel).await?;
             rows += page.len() as u64;
             let last = page.last().map_or_else(|| place.after.clone(), |row| row.id.clone());
-            let gone = if place.sweep {
-                let until = (!finished).then_some(&last);
-                self.absent(mapping, &place.after, until, &page, cancel).await?
-            } else {
-                Vec::new()
-            };
             let operation = if place.sweep { RowOperation::Reread } else { RowOperation::Backfill };
+            // What was edited just now may be edited again within the same second, which its stamp would not tell.
+            let (fresh, whole): (Vec<&ReadRow>, Vec<&ReadRow>) =
+                page.iter().partition(|row| place.sweep && row.stamp.is_some_and(|stamp| stamp >= read_at));
             let mut events: Vec<Event> =
-                page.iter().map(|row| self.read_row(mapping, row, operation, read_at)).collect();
-            events.extend(gone);
+                whole.into_iter().map(|row| self.read_row(mapping, row, operation, read_at)).collect();
+            if place.sweep {
+                let until = (!finished).then_some(&last);
+                let mut ids = self.absent(mapping, &place.after, until, &page).await?;
+                ids.extend(fresh.into_iter().map(|row| row.id.clone()));
+                if !ids.is_empty() {
+                    // To look for them takes its time, and what is read already must not wait.
+                    let rows = std::mem::take(&mut events);
+                    drop(intake.offer(Batch { side: Side::Salesforce, events: rows }).await?);
+                    events = self.look_for(mapping, &ids, cancel).await?;
+                }
+            }
             let durable = {
                 let _gate = self.copies.gate().await;
                 place = entered.move_to(last);
@@ -365,7 +372,8 @@ impl Backfill {
             let page = self.reader.ids(mapping, &range, cancel).await?;
             let last = page.rows.last().map_or_else(|| range.after.clone(), |row| row.id.clone());
             let until = (!page.finished).then_some(&last);
-            let events = self.absent(mapping, &range.after, until, &page.rows, cancel).await?;
+            let missed = self.absent(mapping, &range.after, until, &page.rows).await?;
+            let events = self.look_for(mapping, &missed, cancel).await?;
             if !events.is_empty() {
                 let durable = intake.offer(Batch { side: Side::Salesforce, events }).await?;
                 tokio::select! {
@@ -380,16 +388,15 @@ impl Backfill {
         }
     }
 
-    /// What there is to tell of records after an id, up to another or the end, that the log takes for alive and that are not
-    /// among the rows that were read there. They are looked for once more: a row may have been made since.
+    /// The records after an id, up to another or the end, that the log takes for alive and that are not among the rows that were
+    /// read there. They are to be looked for once more: a row may have been made since.
     async fn absent(
         &self,
         mapping: &MappingDef,
         after: &Str,
         until: Option<&Str>,
         read: &[ReadRow],
-        cancel: &CancellationToken,
-    ) -> Result<Vec<Event>> {
+    ) -> Result<Vec<Str>> {
         let Some(known) = &self.copies.known else { return Ok(Vec::new()) };
         let read: BTreeSet<&str> = read.iter().map(|row| row.id.as_str()).collect();
         let (mut from, mut missed) = (after.clone(), Vec::new());
@@ -405,23 +412,23 @@ impl Backfill {
             }
             from = last;
         }
-        if missed.is_empty() {
-            return Ok(Vec::new());
+        if !missed.is_empty() {
+            tracing::info!(sobject = %mapping.sobject, records = missed.len(), "records of the log were not found in Salesforce");
         }
-        tracing::info!(sobject = %mapping.sobject, records = missed.len(), "records of the log were not found in Salesforce");
-        self.look_for(mapping, &missed, cancel).await
+        Ok(missed)
     }
 
     /// Reads these records, whole, and says what they are.
     async fn look_for(&self, mapping: &MappingDef, ids: &[Str], cancel: &CancellationToken) -> Result<Vec<Event>> {
         let (asked, mut read_at) = (self.latest_now(), self.earliest_now());
         let mut rows = self.reader.by_ids(mapping, ids, cancel).await?;
-        let undated = |id: &&Str| rows.get(*id).is_none_or(|row| row.stamp.is_none());
-        let undated: Vec<Str> = ids.iter().filter(undated).cloned().collect();
+        // A row that was edited just now may be edited again within the same second, which its stamp would not tell.
+        let is_dated = |row: &ReadRow| row.stamp.is_some_and(|stamp| stamp < read_at);
+        let undated: Vec<Str> = ids.iter().filter(|id| !rows.get(*id).is_some_and(is_dated)).cloned().collect();
         if !undated.is_empty() {
+            rows.retain(|_, row| is_dated(row));
             self.pass(asked, cancel).await?;
             read_at = self.earliest_now();
-            rows.retain(|_, row| row.stamp.is_some());
             rows.extend(self.reader.by_ids(mapping, &undated, cancel).await?);
         }
         let told = ids.iter().map(|id| match rows.get(id) {

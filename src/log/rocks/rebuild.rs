@@ -115,8 +115,11 @@ impl Rebuild for RocksRebuild<'_> {
         let number = u8::try_from(self.generation)
             .map_err(|e| Error::new(Kind::Internal, "a generation is 0 or 1").caused_by(e))?;
         let mut batch = WriteBatch::default();
-        batch.put_cf(log.family(META)?, GENERATION, [number]);
-        log.write(batch, Durable::Now)?;
+        let meta = log.family(META)?;
+        batch.put_cf(meta, GENERATION, [number]);
+        // In the same place as the new generation's tables, or a reader that opens now could see it without them.
+        log.write(batch, Durable::WhenFlushed)?;
+        log.db.flush_cf_opt(meta, &flush).map_err(|e| log.failed(Doing::Writing, e))?;
         // Waits for readers of the old generation; later ones read the new one.
         *log.generation.write().unwrap_or_else(PoisonError::into_inner) = self.generation;
         self.committed = true;
