@@ -133,7 +133,10 @@ pub fn describe(catalog: &Catalog, offset: Offset, entry: &Entry) -> Described {
         Body::Decision(decision) => {
             said.about("decision", catalog, decision.mapping, decision.record);
             said.what = verdict(catalog, decision);
-            said.who = ruling(&decision.ruling);
+            // While it waits, nobody has decided.
+            if decision.ruling != Ruling::Parked {
+                said.who = ruling(&decision.ruling);
+            }
         }
         Body::Bind(bind) => {
             said.about("bind", catalog, bind.mapping, bind.record);

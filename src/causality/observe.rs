@@ -38,8 +38,9 @@ pub struct Event<'a> {
 /// Decides what `event` means for a record in `state`.
 ///
 /// An image older than the last event or image of its side adds only what was never told; an event older than the last image
-/// is part of that image. Within the same second, one that was read beside the stream counts as older, and one that was read
-/// because the stream could not tell (which it then waits for) as newer.
+/// is part of that image. Within the same second, a copy counts as older, and one that was read because the stream could not tell
+/// (which it then waits for) as newer. So does one that was read beside the stream, but for a record that the stream has ended
+/// or of which only part is known.
 pub fn observe(state: &RecordState, mapping: &MappingDef, event: &Event<'_>) -> Seen {
     let side = event.side;
     if !event.automation

@@ -163,7 +163,7 @@ pub struct RecordState {
     /// The write under way to each side.
     pub in_flight: [Option<InFlight>; 2],
     /// Closed writes to Salesforce that may echo yet, oldest first: the last one, as what landed twice echoes twice, and those
-    /// before it of which nothing is known but that their last sending was refused.
+    /// before it that did not land as far as is known: refused at their last sending, given back, or overtaken.
     pub closed: Vec<InFlight>,
     /// The refused write of each side.
     pub refused: [Option<Refused>; 2],

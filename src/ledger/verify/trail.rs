@@ -60,6 +60,9 @@ impl Register {
     }
 }
 
+/// How many closed writes of a record may echo yet, at most.
+const CLOSED_MAX: usize = 3;
+
 /// A write under way.
 struct Flying {
     offset: Offset,
@@ -106,7 +109,7 @@ impl Record {
             self.closed.clear();
         }
         self.closed.push(flying);
-        if self.closed.len() > 3 {
+        if self.closed.len() > CLOSED_MAX {
             self.closed.remove(0);
         }
     }
