@@ -570,45 +570,5 @@ pub(crate) fn backfill_notice(mapping: MappingId, rows: u64, place: &Place, fini
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::salesforce::capture_event::tests::mapping;
-
-    #[test]
-    fn places_are_read_back() {
-        for text in
-            ["", "001000000000001AAA", "sweep:", "sweep:001000000000001AAA", "001000000000001AAA+sweep", "sweep:+sweep"]
-        {
-            assert_eq!(Place::parse(text).to_text(), text);
-        }
-        for (text, finished, expected) in [
-            ("001a", false, "001a+sweep"),
-            ("", false, "+sweep"),
-            ("001a", true, "sweep:"),
-            ("sweep:001a", false, "sweep:"),
-        ] {
-            assert_eq!(Place::parse(text).once_more(finished).to_text(), expected);
-        }
-        assert_eq!(Place::parse("sweep:x+sweep"), Place { sweep: true, after: "x".into(), again: true });
-    }
-
-    #[tokio::test]
-    async fn one_copy_of_an_object_runs_at_a_time() {
-        let (copies, mapping) = (Arc::new(Copies::default()), mapping());
-        let (place, asked) = copies.ask(mapping.id);
-        assert_eq!((place, asked.is_some()), (Place::sweep(), true));
-        drop(asked);
-        let entered = copies.enter(&mapping, Place::parse("001a")).await;
-        let (place, asked) = copies.ask(mapping.id);
-        assert_eq!((place, asked.is_some()), (Place::parse("001a+sweep"), false));
-        assert_eq!(entered.move_to("001b".into()).to_text(), "001b+sweep");
-        assert_eq!(entered.go_round().to_text(), "sweep:");
-        // Another one waits until this one has ended.
-        let mut waiting = std::pin::pin!(copies.enter(&mapping, Place::default()));
-        let now = std::future::poll_fn(|cx| std::task::Poll::Ready(waiting.as_mut().poll(cx).is_ready()));
-        assert!(!now.await);
-        drop(entered);
-        let entered = tokio::time::timeout(std::time::Duration::from_secs(10), waiting).await.unwrap();
-        assert_eq!(entered.place(), Place::default());
-    }
-}
+#[path = "backfill_tests.rs"]
+mod tests;
