@@ -214,7 +214,9 @@ fn write(write: WriteKind) -> &'static str {
 fn result(ticket: Offset, result: &WriteResult) -> String {
     match result {
         WriteResult::Done => format!("write {ticket} acknowledged"),
-        WriteResult::Silent => format!("write {ticket} made no difference: every value was there already"),
+        WriteResult::Silent => {
+            format!("write {ticket} is over: its values were there already, or what became of them was read")
+        }
         WriteResult::Skipped => format!("write {ticket} skipped: the side holds an edit that is still to be decided"),
         WriteResult::Abandoned { reason } => format!("write {ticket} did not take effect: {reason}"),
         WriteResult::Refused { code, message } => format!("write {ticket} refused: {code}: {message}"),

@@ -116,18 +116,19 @@ pub fn observe(state: &RecordState, mapping: &MappingDef, event: &Event<'_>) -> 
 }
 
 /// The fields whose told value is not what the side held. Of a late image, only what was never told. A null that
-/// Salesforce says was set counts as told even where nothing was known, or an image on its way would bring back what was there
-/// before.
+/// Salesforce says was set or restored counts as told even where nothing was known, or an image on its way would bring back what
+/// was there before.
 fn differences(state: &RecordState, mapping: &MappingDef, event: &Event<'_>, late: bool) -> Vec<FieldChange> {
     let side = event.side;
-    let in_part = side == Side::Salesforce && event.operation == RowOperation::Update;
+    let says_nulls = matches!(event.operation, RowOperation::Update | RowOperation::Undelete);
+    let nulls_count = side == Side::Salesforce && says_nulls;
     let untold = |field| state.field(field).is_none_or(|r| r.held(side).dot.is_nobody());
     event
         .fields
         .iter()
         .filter(|(field, after)| {
             mapping.field(*field).is_some()
-                && (state.held_value(side, *field) != after || (in_part && untold(*field)))
+                && (state.held_value(side, *field) != after || (nulls_count && untold(*field)))
                 && (!late || untold(*field))
         })
         .map(|(field, after)| FieldChange {

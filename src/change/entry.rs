@@ -232,7 +232,8 @@ pub struct Outcome {
 pub enum WriteResult {
     /// The side acknowledged it; its echo is still to come.
     Done,
-    /// The side acknowledged it, and its stream has passed that time without an echo: every value was there already.
+    /// The side acknowledged it, and its stream has passed that time without an echo: every value was there already, or the
+    /// stream could not tell and the record was read, which the next entry tells where that brought news.
     Silent,
     /// The side held something else than the log believes, so nothing was written; the edit it holds decides again.
     Skipped,

@@ -94,7 +94,12 @@ pub enum RowOperation {
 impl RowOperation {
     /// Whether the row was read as it stands, outside of the stream's order.
     pub fn is_image(self) -> bool {
-        matches!(self, Self::Backfill | Self::Image | Self::Reread | Self::Missing)
+        self == Self::Backfill || self.is_reading()
+    }
+
+    /// Whether the row was read, or looked for, since something was not known of it.
+    pub fn is_reading(self) -> bool {
+        matches!(self, Self::Image | Self::Reread | Self::Missing)
     }
 }
 

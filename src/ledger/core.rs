@@ -1,6 +1,6 @@
 //! What an event, a plan, an answer or a person's word becomes as entries. No threads, no runtime.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::causality::apply::Choice;
@@ -112,12 +112,19 @@ pub struct Core {
     next: Offset,
     /// Counts since the start.
     pub counts: Counts,
-    /// Salesforce records of which only part is known, found since last asked.
+    /// Salesforce records of which only part is known, or that a write may have changed unheard, found since last asked.
     partial: Vec<(MappingId, Str)>,
     /// Records that the last plan left out, or fields of them, since it is not known yet what the side's row holds there.
     held_back: Vec<RecordId>,
     /// Records that the last plan left as they are, though what is under way to the side is out of date already.
     behind: Vec<RecordId>,
+    /// The offset of the first entry since the start.
+    opened_at: Offset,
+    /// Records that were read because Salesforce's stream could not tell, with the write that was under way to them: its echo may
+    /// be what the stream could not tell.
+    unheard: HashMap<RecordId, Offset>,
+    /// Such writes, acknowledged and passed by the stream, by the Salesforce records that are being read for them.
+    unconfirmed: HashMap<(MappingId, Str), (RecordId, Offset)>,
     /// Entries begun since the start: whether somebody has changed anything.
     pushes: u64,
 }
@@ -138,6 +145,9 @@ impl Core {
             partial: Vec::new(),
             held_back: Vec::new(),
             behind: Vec::new(),
+            opened_at: next,
+            unheard: HashMap::new(),
+            unconfirmed: HashMap::new(),
             pushes: 0,
         })
     }
@@ -201,10 +211,23 @@ impl Core {
         self.transactions[0].extend(transaction);
         self.next = offset.next();
         self.count(&entry.body);
+        self.closes(&entry.body);
         for decision in decisions {
             self.push(Body::Decision(decision))?;
         }
         Ok(offset)
+    }
+
+    /// A write to Salesforce that is over needs no reading.
+    fn closes(&mut self, body: &Body) {
+        let (side, record) = match body {
+            Body::Echo(echo) => (echo.source.side, echo.record),
+            Body::Outcome(outcome) if outcome.result != WriteResult::Done => (outcome.side, outcome.record),
+            _ => return,
+        };
+        if side == Side::Salesforce {
+            self.unheard.remove(&record);
+        }
     }
 
     fn count(&mut self, body: &Body) {
@@ -324,6 +347,7 @@ impl Core {
                 return Ok(());
             }
         }
+        let operation = self.confirmed(side, row)?;
         if image && self.outdated(side, event, row)? {
             return Ok(());
         }
@@ -338,13 +362,18 @@ impl Core {
         };
         let observed = Observed {
             side,
-            operation: row.operation,
+            operation,
             fields: &row.fields,
             own: row.own,
             committed_at: event.committed_at,
             automation: false,
         };
         let at = Placed { side, event, row, mapping, record };
+        if side == Side::Salesforce && row.operation.is_reading() {
+            let state = self.fold.record(&*self.log, record)?;
+            let flying = state.and_then(|s| s.in_flight(side)).map(|t| t.ticket);
+            self.unheard.extend(flying.map(|ticket| (record, ticket)));
+        }
         if let Some(ticket) = self.ended_unseen(&at)? {
             let (mapping, result) = (mapping.id, WriteResult::Silent);
             self.push(Body::Outcome(Outcome { mapping, record, side, ticket, result }))?;
@@ -393,6 +422,27 @@ impl Core {
         let its_own = !stale && state.salesforce_id.is_some() && state.salesforce_id == at.row.salesforce_id;
         let made = state.in_flight(at.side).filter(|t| t.write == WriteKind::Create && t.acknowledged_at.is_some());
         Ok(made.filter(|_| its_own && !state.exists_at(at.side)).map(|ticket| ticket.ticket))
+    }
+
+    /// Closes the write whose echo the stream could not tell, where this row was read after the stream had passed it: whatever it
+    /// did is part of the row. Returns how the row is to be looked at then.
+    fn confirmed(&mut self, side: Side, row: &Row) -> Result<RowOperation> {
+        let read = side == Side::Salesforce && row.operation.is_reading() && !self.unconfirmed.is_empty();
+        let id = row.salesforce_id.clone().filter(|_| read);
+        let waiting = id.and_then(|id| self.unconfirmed.remove(&(row.mapping, id)));
+        let Some((record, ticket)) = waiting else { return Ok(row.operation) };
+        let state = self.fold.record(&*self.log, record)?;
+        let Some(state) = state.filter(|s| s.in_flight(side).is_some_and(|t| t.ticket == ticket)) else {
+            return Ok(row.operation);
+        };
+        // Of a record that it takes for alive, the stream has told up to the write at least: within a second the row is newer.
+        let in_order = row.operation == RowOperation::Reread
+            && !state.partial
+            && state.exists_at(side)
+            && state.salesforce_id == row.salesforce_id;
+        let (mapping, result) = (state.mapping, WriteResult::Silent);
+        self.push(Body::Outcome(Outcome { mapping, record, side, ticket, result }))?;
+        Ok(if in_order { RowOperation::Image } else { row.operation })
     }
 
     fn observe(&mut self, record: RecordId, mapping: &MappingDef, observed: &Observed<'_>) -> Result<Seen> {
@@ -467,7 +517,12 @@ impl Core {
         let key = keys::by_salesforce_id(row.mapping, id);
         let Some(record) = self.fold.lookup(&*self.log, &key)? else { return Ok(false) };
         let state = self.fold.record(&*self.log, record)?;
-        Ok(state.is_some_and(|s| s.salesforce_id.as_ref() != Some(id) && event.committed_at <= s.told_at(side)))
+        // As [`causality::observe`] has it: what was read because the stream could not tell is newer within a second.
+        let older = |told_at| match row.operation {
+            RowOperation::Image => event.committed_at < told_at,
+            _ => event.committed_at <= told_at,
+        };
+        Ok(state.is_some_and(|s| s.salesforce_id.as_ref() != Some(id) && older(s.told_at(side))))
     }
 
     /// A Salesforce record of which only part is known may turn out, by its external id, to be one that PostgreSQL has told of.
@@ -657,7 +712,8 @@ impl Core {
         Ok(Some(rest).filter(|rest| !rest.is_empty()))
     }
 
-    /// Salesforce records of which only part is known, found since this was last asked: they are to be read whole.
+    /// Salesforce records of which only part is known, or that a write may have changed unheard, found since this was last
+    /// asked: they are to be read whole.
     pub fn take_partial(&mut self) -> Vec<(MappingId, Str)> {
         std::mem::take(&mut self.partial)
     }
@@ -666,6 +722,10 @@ impl Core {
     fn applied(&mut self, side: Side, event: &Event, applied: &[Offset], skipped: &[Offset]) -> Result<()> {
         for ticket in applied {
             if let Some((record, mapping)) = self.open_ticket(side, *ticket)? {
+                if self.is_created_elsewhere(side, record)? {
+                    self.skipped(side, *ticket, record, mapping)?;
+                    continue;
+                }
                 let source = Source {
                     side,
                     position: event.position.clone(),
@@ -679,13 +739,25 @@ impl Core {
         }
         for ticket in skipped {
             if let Some((record, mapping)) = self.open_ticket(side, *ticket)? {
-                let skips = self.fold.record(&*self.log, record)?.map_or(0, |state| state.skips[side.index()]);
-                let result = if skips < SKIPS_MAX { WriteResult::Skipped } else { mismatch(side) };
-                let outcome = Outcome { mapping, record, side, ticket: *ticket, result };
-                self.push(Body::Outcome(outcome))?;
+                self.skipped(side, *ticket, record, mapping)?;
             }
         }
         Ok(())
+    }
+
+    fn skipped(&mut self, side: Side, ticket: Offset, record: RecordId, mapping: MappingId) -> Result<()> {
+        let skips = self.fold.record(&*self.log, record)?.map_or(0, |state| state.skips[side.index()]);
+        let result = if skips < SKIPS_MAX { WriteResult::Skipped } else { mismatch(side) };
+        self.push(Body::Outcome(Outcome { mapping, record, side, ticket, result })).map(|_| ())
+    }
+
+    /// Whether the row that the open write has made was told as another record's, which has the Salesforce id by now that it
+    /// was made with: then this record has no row yet.
+    fn is_created_elsewhere(&mut self, side: Side, record: RecordId) -> Result<bool> {
+        let state = self.fold.record(&*self.log, record)?;
+        Ok(state.is_some_and(|s| {
+            !s.exists_at(side) && s.in_flight(side).is_some_and(|ticket| ticket.write == WriteKind::Create)
+        }))
     }
 
     /// A transaction of ours had a write refused; the answer to it may have said so already, or have been lost.
@@ -812,15 +884,35 @@ impl Core {
                 continue;
             };
             self.bind_answer(answer)?;
-            let silent = answer.result == WriteResult::Silent;
+            let silent = answer.result == WriteResult::Silent && answer.side == Side::Salesforce;
+            if silent && self.confirm(mapping, record, answer.ticket)? {
+                continue;
+            }
             let outcome =
                 Outcome { mapping, record, side: answer.side, ticket: answer.ticket, result: answer.result.clone() };
             self.push(Body::Outcome(outcome))?;
-            if silent && answer.side == Side::Salesforce {
+            if silent {
                 self.tell_id(record)?;
             }
         }
         Ok(())
+    }
+
+    /// A write without an echo made no difference, unless the stream could not tell everything: then the record is read, and the
+    /// write closes with that (see [`Core::confirmed`]). What was read before this process began left no trace, so it may have
+    /// been any record. Answers whether it is read.
+    fn confirm(&mut self, mapping: MappingId, record: RecordId, ticket: Offset) -> Result<bool> {
+        let unheard = self.unheard.get(&record) == Some(&ticket) || ticket < self.opened_at;
+        let state = self.fold.record(&*self.log, record)?.filter(|_| unheard);
+        let Some(id) = state.and_then(|state| state.salesforce_id.clone()) else { return Ok(false) };
+        self.unconfirmed.insert((mapping, id.clone()), (record, ticket));
+        self.partial.push((mapping, id));
+        Ok(true)
+    }
+
+    /// Whether it is not known yet what became of a write.
+    pub fn is_open(&mut self, side: Side, ticket: Offset) -> Result<bool> {
+        Ok(self.open_ticket(side, ticket)?.is_some())
     }
 
     fn bind_answer(&mut self, answer: &Answer) -> Result<()> {

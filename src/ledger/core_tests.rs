@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::change::{Lsn, Transaction, Who};
+use crate::change::{DeletePolicy, Lsn, Transaction, Who};
 use crate::clock;
 use crate::log::memory::MemoryLog;
 
@@ -129,7 +129,7 @@ fn a_later_field_waits_until_both_sides_have_told_it() {
     assert_eq!(fields, [FieldId(1)]);
     assert_eq!(core.take_held_back(), [RecordId(0)]);
     core.answers(&[answer(Side::Salesforce, &writes[0], WriteResult::Silent)]).unwrap();
-    // What Salesforce held is told by an image of a record that has not changed since.
+    // What Salesforce held is told by an image of a record that has not changed since, which confirms the write too.
     core.intake(&row(Side::Salesforce, 1, 1, RowOperation::Image, &[(0, "x"), (1, "222"), (2, "s")])).unwrap();
     core.notice(told(Side::Salesforce, true)).unwrap();
     let state = core.record(RecordId(0)).unwrap().unwrap();
@@ -211,4 +211,228 @@ fn an_undelete_in_the_second_of_a_look_that_missed_the_record_is_later() {
     assert!(told(1, RowOperation::Insert, &[(0, "x"), (1, "111")]));
     assert!(!told(3, RowOperation::Missing, &[]));
     assert!(told(3, RowOperation::Undelete, &[(0, "x"), (1, "111")]));
+}
+
+/// One contact that PostgreSQL has told of with this phone, and that was created in Salesforce as record 1.
+fn contact(delete: DeletePolicy, phone: &str) -> (MemoryLog, Core) {
+    let log = MemoryLog::new();
+    let mut core = Core::open(Arc::new(log.reopen()), clock::system()).unwrap();
+    let mut catalog = catalog(&["Phone", "City"]);
+    catalog.mappings[0].delete = delete;
+    core.configure(&catalog).unwrap();
+    core.open_stream(Side::Postgres, "p").unwrap();
+    core.open_stream(Side::Salesforce, "s").unwrap();
+    core.intake(&row(Side::Postgres, 1, 1, RowOperation::Insert, &[(0, "x"), (1, phone)])).unwrap();
+    let ticket = plan(&mut core, Side::Salesforce, 0).ticket;
+    core.intake(&ours(row(Side::Salesforce, 2, 1, RowOperation::Insert, &[(0, "x"), (1, phone)]), ticket)).unwrap();
+    core.commit().unwrap();
+    (log, core)
+}
+
+/// The write that a record needs.
+fn plan(core: &mut Core, side: Side, record: u64) -> Write {
+    let cursor = core.tail();
+    core.plan(side, &[RecordId(record)], cursor).unwrap().pop().unwrap()
+}
+
+/// The event as the echo of a write.
+fn ours(mut batch: Batch, ticket: Offset) -> Batch {
+    of_row(&mut batch).own = crate::flow::Own::Tickets(ticket, ticket);
+    batch
+}
+
+fn of_row(batch: &mut Batch) -> &mut Row {
+    match &mut batch.events[0].item {
+        Item::Row(row) => row,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn current(core: &mut Core, record: u64, field: u16) -> Value {
+    core.record(RecordId(record)).unwrap().unwrap().field(FieldId(field)).unwrap().current.clone()
+}
+
+/// A write is acknowledged, and the stream passes it without an echo. Returns the records that are to be read.
+fn passes_without_an_echo(core: &mut Core, write: &Write) -> Vec<(MappingId, Str)> {
+    let answered = |result| Answer { salesforce_id: None, ..answer(Side::Salesforce, write, result) };
+    core.answers(&[answered(WriteResult::Done)]).unwrap();
+    core.take_partial();
+    core.answers(&[answered(WriteResult::Silent)]).unwrap();
+    core.take_partial()
+}
+
+/// Our delete and a user's undelete may both be in a gap of the stream: silence alone does not tell that the record is gone.
+#[test]
+fn a_delete_that_was_not_heard_may_have_been_undone() {
+    for crash in [false, true] {
+        let (log, mut core) = contact(DeletePolicy::UpdateWins, "111");
+        let (alive, id) = ([(0, "x"), (1, "111")], testing::salesforce_id(1));
+        core.intake(&row(Side::Postgres, 2, 1, RowOperation::Delete, &[])).unwrap();
+        let write = plan(&mut core, Side::Salesforce, 0);
+        assert_eq!(write.kind, WriteKind::Delete);
+        // What the gap was about is read, and is as it was before the delete.
+        core.intake(&row(Side::Salesforce, 9, 1, RowOperation::Image, &alive)).unwrap();
+        assert_eq!(passes_without_an_echo(&mut core, &write), [(MappingId(0), id.clone())]);
+        core.commit().unwrap();
+        if crash {
+            core = Core::open(Arc::new(log.reopen()), clock::system()).unwrap();
+            let open = core.open_writes(Side::Salesforce).unwrap();
+            assert_eq!(
+                open.iter().map(|(w, acknowledged)| (w.ticket, *acknowledged)).collect::<Vec<_>>(),
+                [(write.ticket, true)]
+            );
+            assert_eq!(passes_without_an_echo(&mut core, &write), [(MappingId(0), id)]);
+        }
+        core.intake(&row(Side::Salesforce, 9, 1, RowOperation::Reread, &alive)).unwrap();
+        assert!(!core.is_open(Side::Salesforce, write.ticket).unwrap());
+        let state = core.record(RecordId(0)).unwrap().unwrap();
+        assert!(state.exists() && state.exists_at(Side::Salesforce), "crash {crash}");
+        assert_eq!(plan(&mut core, Side::Postgres, 0).kind, WriteKind::Create);
+        core.commit().unwrap();
+        sound(&log);
+    }
+}
+
+/// An edit over our write, whose echo was in a gap, sets the value that the log takes for held already.
+#[test]
+fn an_edit_over_a_write_that_was_not_heard_is_an_edit() {
+    let (log, mut core) = contact(DeletePolicy::UpdateWins, "111");
+    core.intake(&row(Side::Postgres, 2, 1, RowOperation::Update, &[(1, "222")])).unwrap();
+    let write = plan(&mut core, Side::Salesforce, 0);
+    let edited = [(1, "111")];
+    core.intake(&row(Side::Salesforce, 9, 1, RowOperation::Image, &[(0, "x"), (1, "111")])).unwrap();
+    core.intake(&row(Side::Salesforce, 9, 1, RowOperation::Update, &edited)).unwrap();
+    assert_eq!(passes_without_an_echo(&mut core, &write).len(), 1);
+    core.intake(&row(Side::Salesforce, 9, 1, RowOperation::Reread, &[(0, "x"), (1, "111")])).unwrap();
+    assert_eq!(current(&mut core, 0, 1), Value::text("111"));
+    assert_eq!(plan(&mut core, Side::Postgres, 0).values[0].value, Value::text("111"));
+    core.commit().unwrap();
+    let decided = crate::audit::Lens::new(&log).unwrap().conflicts(true, true).unwrap();
+    assert!(decided.is_empty(), "its author had seen what was written: {decided:?}");
+    sound(&log);
+}
+
+/// A write that made no difference closes at once where the stream could tell everything, else when its record was read.
+#[test]
+fn a_write_without_an_echo_closes_in_time() {
+    let (log, mut core) = contact(DeletePolicy::UpdateWins, "111");
+    for (at, phone, unheard) in [(2, "222", false), (3, "333", true)] {
+        core.intake(&row(Side::Postgres, at, 1, RowOperation::Update, &[(1, phone)])).unwrap();
+        let write = plan(&mut core, Side::Salesforce, 0);
+        let held = core.record(RecordId(0)).unwrap().unwrap().held_value(Side::Salesforce, FieldId(1)).to_string();
+        let read = |operation, phone| row(Side::Salesforce, 2, 1, operation, &[(0, "x"), (1, phone)]);
+        if unheard {
+            core.intake(&read(RowOperation::Image, &held)).unwrap();
+        }
+        assert_eq!(passes_without_an_echo(&mut core, &write).len(), usize::from(unheard));
+        assert_eq!(core.is_open(Side::Salesforce, write.ticket).unwrap(), unheard);
+        // One that was read when the sides were joined may be from before.
+        core.intake(&read(RowOperation::Backfill, &held)).unwrap();
+        assert_eq!(core.is_open(Side::Salesforce, write.ticket).unwrap(), unheard);
+        if unheard {
+            core.intake(&read(RowOperation::Reread, phone)).unwrap();
+        }
+        assert!(!core.is_open(Side::Salesforce, write.ticket).unwrap());
+        assert!(core.plan(Side::Salesforce, &[RecordId(0)], Offset(0)).unwrap().is_empty());
+    }
+    core.commit().unwrap();
+    sound(&log);
+}
+
+/// A restored record is told whole. What was read of it before it was deleted must not fill in what is empty by now.
+#[test]
+fn what_a_restored_record_holds_empty_is_told() {
+    let log = MemoryLog::new();
+    let mut core = Core::open(Arc::new(log.reopen()), clock::system()).unwrap();
+    core.configure(&catalog(&["Phone"])).unwrap();
+    core.open_stream(Side::Postgres, "p").unwrap();
+    core.open_stream(Side::Salesforce, "s").unwrap();
+    core.intake(&row(Side::Postgres, 1, 1, RowOperation::Insert, &[(0, "x")])).unwrap();
+    let mut restored = row(Side::Salesforce, 7, 1, RowOperation::Undelete, &[(0, "x"), (1, "")]);
+    of_row(&mut restored).fields[1].1 = Value::Null;
+    core.intake(&restored).unwrap();
+    core.intake(&row(Side::Salesforce, 2, 1, RowOperation::Backfill, &[(0, "x"), (1, "old")])).unwrap();
+    assert_eq!(core.record(RecordId(0)).unwrap().unwrap().held_value(Side::Salesforce, FieldId(1)), &Value::Null);
+    core.commit().unwrap();
+    sound(&log);
+}
+
+/// Deleted and made anew by a repeated request within one second: what is read of the new record is not out of date.
+#[test]
+fn a_record_that_was_made_anew_in_the_second_of_its_delete_is_taken_in() {
+    let log = MemoryLog::new();
+    let mut core = Core::open(Arc::new(log.reopen()), clock::system()).unwrap();
+    core.configure(&catalog(&["Phone"])).unwrap();
+    core.open_stream(Side::Postgres, "p").unwrap();
+    core.open_stream(Side::Salesforce, "s").unwrap();
+    core.intake(&row(Side::Postgres, 1, 1, RowOperation::Insert, &[(1, "111")])).unwrap();
+    let write = plan(&mut core, Side::Salesforce, 0);
+    let made = [(0, write.external_id.clone().unwrap()), (1, "111".into())];
+    let made: Vec<(u16, &str)> = made.iter().map(|(field, value)| (*field, value.as_str())).collect();
+    core.answers(&[answer(Side::Salesforce, &write, WriteResult::Done)]).unwrap();
+    core.intake(&ours(row(Side::Salesforce, 31, 1, RowOperation::Insert, &made), write.ticket)).unwrap();
+    core.intake(&row(Side::Salesforce, 55, 1, RowOperation::Delete, &[])).unwrap();
+    core.intake(&row(Side::Salesforce, 55, 2, RowOperation::Image, &made)).unwrap();
+    let state = core.record(RecordId(0)).unwrap().unwrap();
+    assert!(state.exists_at(Side::Salesforce));
+    assert_eq!(state.salesforce_id, Some(testing::salesforce_id(2)));
+    core.commit().unwrap();
+    sound(&log);
+}
+
+/// A row is written with the Salesforce id of a record that is deleted, made anew under another id, and restored before the row
+/// is told: it is the restored record's row then, and the one made anew has none yet.
+#[test]
+fn a_row_made_with_an_id_that_went_to_another_record_is_that_records() {
+    let log = MemoryLog::new();
+    let mut core = Core::open(Arc::new(log.reopen()), clock::system()).unwrap();
+    let mut catalog = catalog(&["Phone", "City"]);
+    catalog.mappings[0].delete = DeletePolicy::UpdateWins;
+    // What Salesforce sets there is refused, so its delete has not seen what stands.
+    catalog.mappings[0].fields[1].owner = Some(Side::Postgres);
+    core.configure(&catalog).unwrap();
+    core.open_stream(Side::Postgres, "p").unwrap();
+    core.open_stream(Side::Salesforce, "s").unwrap();
+    let told = [(1, "111"), (2, "Bonn")];
+    core.intake(&row(Side::Salesforce, 1, 1, RowOperation::Insert, &told)).unwrap();
+    let first = plan(&mut core, Side::Postgres, 0);
+    core.intake(&row(Side::Salesforce, 2, 1, RowOperation::Delete, &[])).unwrap();
+    let anew = plan(&mut core, Side::Salesforce, 0);
+    let made = [(0, anew.external_id.as_deref().unwrap()), (2, "Bonn")];
+    core.intake(&ours(row(Side::Salesforce, 3, 3, RowOperation::Insert, &made), anew.ticket)).unwrap();
+    core.intake(&row(Side::Salesforce, 4, 1, RowOperation::Undelete, &told)).unwrap();
+    core.intake(&row(Side::Salesforce, 5, 1, RowOperation::Update, &[(2, "Kiel")])).unwrap();
+    let second = plan(&mut core, Side::Postgres, 1);
+    let mut inserted = ours(row(Side::Postgres, 9, 1, RowOperation::Insert, &[(2, "Bonn")]), first.ticket);
+    of_row(&mut inserted).salesforce_id = Some(testing::salesforce_id(1));
+    core.intake(&inserted).unwrap();
+    let close = |applied, skipped| Item::Applied { applied, skipped, refused: Vec::new() };
+    core.intake(&batch(Side::Postgres, 10, close(vec![first.ticket], vec![]))).unwrap();
+    core.intake(&batch(Side::Postgres, 11, close(vec![], vec![second.ticket]))).unwrap();
+    let key = core.record(RecordId(1)).unwrap().unwrap().key.clone();
+    assert_eq!(key, of_row(&mut inserted).key);
+    // Kiel was not known to whoever wrote Bonn, and is not replaced by it.
+    assert_eq!(current(&mut core, 1, 2), Value::text("Kiel"));
+    assert_eq!(plan(&mut core, Side::Postgres, 1).kind, WriteKind::Update);
+    assert_eq!(plan(&mut core, Side::Postgres, 0).kind, WriteKind::Create);
+    core.commit().unwrap();
+    sound(&log);
+}
+
+/// The record that is read to find out may have been deleted and made anew meanwhile.
+#[test]
+fn a_write_to_a_record_that_was_replaced_since_closes_too() {
+    let (log, mut core) = contact(DeletePolicy::UpdateWins, "111");
+    core.intake(&row(Side::Postgres, 2, 1, RowOperation::Update, &[(1, "222")])).unwrap();
+    let write = plan(&mut core, Side::Salesforce, 0);
+    core.intake(&row(Side::Salesforce, 2, 1, RowOperation::Image, &[(0, "x"), (1, "111")])).unwrap();
+    assert_eq!(passes_without_an_echo(&mut core, &write).len(), 1);
+    core.intake(&row(Side::Salesforce, 5, 1, RowOperation::Delete, &[])).unwrap();
+    core.intake(&row(Side::Salesforce, 6, 2, RowOperation::Insert, &[(0, "x"), (1, "333")])).unwrap();
+    core.intake(&row(Side::Salesforce, 5, 1, RowOperation::Missing, &[])).unwrap();
+    assert!(!core.is_open(Side::Salesforce, write.ticket).unwrap());
+    let state = core.record(RecordId(0)).unwrap().unwrap();
+    assert_eq!(state.held_value(Side::Salesforce, FieldId(1)), &Value::text("333"));
+    core.commit().unwrap();
+    sound(&log);
 }

@@ -56,6 +56,8 @@ const CURSOR_UNTOLD_MAX: u64 = 20_000;
 const SILENCE_CHECK: Duration = Duration::from_millis(250);
 /// How far the stream must be past an acknowledgement: commit times have whole seconds, and the clocks differ a little.
 const SILENCE_MARGIN: Micros = 2_000_000;
+/// How long a record is given to be read before the ledger is reminded of it.
+const CONFIRM_AGAIN: Micros = 60_000_000;
 
 /// The time up to which a side's stream has been read, by this machine's clock.
 pub(super) type StreamTime = Arc<dyn Fn() -> Micros + Send + Sync>;
@@ -279,6 +281,9 @@ impl<T: Target + 'static> Runner<T> {
                 }
                 Body::Outcome(outcome) => {
                     if outcome.side == self.side {
+                        if outcome.result != WriteResult::Done {
+                            self.unechoed.remove(&outcome.ticket);
+                        }
                         self.untold.remove(&outcome.ticket);
                         if outcome.result == WriteResult::Skipped {
                             told = told.max(outcome.ticket);
@@ -600,7 +605,7 @@ impl<T: Target + 'static> Runner<T> {
         self.ledger.run(move |core| core.answers(&answers)).await
     }
 
-    /// Closes acknowledged writes that made no difference: the stream has passed them without an echo.
+    /// Closes acknowledged writes that the stream has passed without an echo: they made no difference, or it could not tell which.
     async fn close_silent(&mut self) -> Result<()> {
         if self.unechoed.is_empty() {
             return Ok(());
@@ -625,7 +630,22 @@ impl<T: Target + 'static> Runner<T> {
         for answer in &silent {
             self.unechoed.remove(&answer.ticket);
         }
-        self.ledger.run(move |core| core.answers(&silent)).await
+        let waiting = self.ledger.run(move |core| {
+            core.answers(&silent)?;
+            let mut waiting = Vec::new();
+            for answer in silent {
+                if core.is_open(side, answer.ticket)? {
+                    waiting.push(answer);
+                }
+            }
+            Ok(waiting)
+        });
+        // Their records are being read; until that has closed them, the ledger is reminded from time to time.
+        let again = self.clock.now() + CONFIRM_AGAIN;
+        for answer in waiting.await? {
+            self.unechoed.insert(answer.ticket, (answer.record, again));
+        }
+        Ok(())
     }
 
     // -- failure -----------------------------------------------------------------------------------------------------------

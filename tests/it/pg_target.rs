@@ -216,7 +216,7 @@ async fn batches_of_all_kinds_apply_and_the_stream_tells() {
     let lines = stream.read(&server).await;
     let messages: Vec<&String> = lines.iter().filter(|line| line.starts_with("message:")).collect();
     assert_eq!(messages.len(), 2, "no actor message for our own transaction: {lines:?}");
-    assert!(messages[0].ends_with(r#"content:{"open":{"link":"main"}}"#), "{}", messages[0]);
+    assert!(messages[0].ends_with(r#"content:{"open":{"link":"main","tickets":[10,12]}}"#), "{}", messages[0]);
     assert!(messages[1].contains(r#""applied":[10,11,12]"#), "{}", messages[1]);
 
     let answers = target

@@ -57,6 +57,8 @@ struct Actor {
 enum Marker {
     Open {
         link: String,
+        /// The first and the last of the tickets that the transaction is about.
+        tickets: Option<(u64, u64)>,
     },
     Close {
         link: String,
@@ -405,8 +407,10 @@ impl Assembler {
     fn marker(&mut self, index: u32, content: &[u8]) -> Result<()> {
         let Some(open) = &mut self.open else { return Ok(()) };
         match serde_json::from_slice(content) {
-            Ok(Marker::Open { link }) if link == self.link => open.own = Own::Marked,
-            Ok(Marker::Close { link, applied, skipped, refused }) if link == self.link && open.own == Own::Marked => {
+            Ok(Marker::Open { link, tickets }) if link == self.link => {
+                open.own = tickets.map_or(Own::Marked, |(first, last)| Own::Tickets(Offset(first), Offset(last)));
+            }
+            Ok(Marker::Close { link, applied, skipped, refused }) if link == self.link && open.own.is_ours() => {
                 open.own = Own::No;
                 let offsets = |list: Vec<u64>| list.into_iter().map(Offset).collect();
                 let refused =

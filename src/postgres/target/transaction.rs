@@ -94,7 +94,9 @@ impl<'a> Attempt<'a> {
 
     async fn open(&mut self) -> Result<(), Fault> {
         let doing = "opening a transaction";
-        let message = serde_json::json!({ "open": { "link": self.options.link } }).to_string();
+        let tickets = || self.batch.iter().map(|write| write.ticket.0);
+        let tickets = tickets().min().zip(tickets().max());
+        let message = serde_json::json!({ "open": { "link": self.options.link, "tickets": tickets } }).to_string();
         let mut statements = begin(&message);
         if self.immediate {
             statements.push_str("SET CONSTRAINTS ALL IMMEDIATE; ");

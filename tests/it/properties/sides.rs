@@ -82,6 +82,8 @@ pub(crate) enum Said {
         saw: Vec<Value>,
         /// The ticket that made it, if it is ours.
         ticket: Option<Offset>,
+        /// The first and the last ticket of the call or transaction that it was made in.
+        call: Option<(Offset, Offset)>,
         /// What our write had set before automation changed it.
         written: Vec<(FieldId, Value)>,
         key: Option<Key>,
@@ -199,6 +201,7 @@ impl Postgres {
             fields,
             saw,
             ticket: None,
+            call: None,
             written: Vec::new(),
             key: Some(key(n)),
             old_key: old.map(key),
@@ -271,6 +274,7 @@ impl Postgres {
         self.common.number += 8;
         let (mut applied, mut skipped, mut index) = (Vec::new(), Vec::new(), 0);
         let mut answers = Vec::new();
+        let begins = self.common.stream.len();
         for write in writes {
             let bad =
                 self.common.strict && write.values.iter().any(|v| refused(&v.value) && write.kind != WriteKind::Delete);
@@ -288,6 +292,12 @@ impl Postgres {
             }
             answers.push(answer);
             self.cursor = self.cursor.max(Some(write.ticket));
+        }
+        let tickets = || writes.iter().map(|write| write.ticket);
+        for told in &mut self.common.stream[begins..] {
+            if let Said::Row { call, .. } = &mut told.said {
+                *call = tickets().min().zip(tickets().max());
+            }
         }
         self.tell(index, at, Said::Applied { applied, skipped });
         answers
@@ -347,9 +357,10 @@ impl Postgres {
 }
 
 fn mark(said: &mut Said, write: &Write, values: Vec<(FieldId, Value)>) {
-    if let Said::Row { marked, ticket, written, .. } = said {
+    if let Said::Row { marked, ticket, call, written, .. } = said {
         *marked = true;
         *ticket = Some(write.ticket);
+        *call = Some((write.ticket, write.ticket));
         *written = values;
     }
 }
@@ -421,6 +432,7 @@ impl Salesforce {
             fields,
             saw,
             ticket: None,
+            call: None,
             written: Vec::new(),
             key: None,
             old_key: None,

@@ -81,6 +81,8 @@ pub(crate) struct World {
     unechoed: BTreeMap<Offset, (RecordId, usize)>,
     /// Rows read from Salesforce that are not taken in yet.
     images: VecDeque<(RowOperation, Str, Vec<Value>, Micros)>,
+    /// Whether anything was read beside the streams: what they tell later may be part of that.
+    pub(crate) imaged: bool,
     /// Whether the copy of Salesforce has begun.
     copying: bool,
     pub(crate) edits: usize,
@@ -210,6 +212,7 @@ impl World {
             answers: VecDeque::new(),
             unechoed: BTreeMap::new(),
             images: VecDeque::new(),
+            imaged: false,
             copying: false,
             edits,
             fresh: 0,
@@ -381,15 +384,15 @@ impl World {
 
     fn event(&self, side: Side, told: &Told, again: u64) -> Event {
         let item = match &told.said {
-            Said::Row { operation, marked, fields, key, old_key, id, ticket, .. } => Item::Row(Row {
+            Said::Row { operation, marked, fields, key, old_key, id, call, .. } => Item::Row(Row {
                 mapping: MappingId(0),
                 operation: *operation,
                 key: key.clone(),
                 old_key: old_key.clone(),
                 salesforce_id: id.clone(),
                 fields: fields.clone(),
-                own: match ticket.filter(|_| side == Side::Salesforce && !self.shape.anonymous) {
-                    Some(ticket) => Own::Tickets(ticket, ticket),
+                own: match call.filter(|_| side == Side::Postgres || !self.shape.anonymous) {
+                    Some((first, last)) => Own::Tickets(first, last),
                     None if *marked => Own::Marked,
                     None => Own::No,
                 },
@@ -420,7 +423,8 @@ impl World {
         (operation, id.clone(), row.values.clone(), stamp)
     }
 
-    fn image_event(&self, image: (RowOperation, Str, Vec<Value>, Micros)) -> Event {
+    fn image_event(&mut self, image: (RowOperation, Str, Vec<Value>, Micros)) -> Event {
+        self.imaged = true;
         let (operation, id, values, stamp) = image;
         let fields = if operation == RowOperation::Missing {
             Vec::new()
@@ -453,7 +457,8 @@ impl World {
             events.push(self.event(side, &told, 0));
             if let Said::Gap { id } = &told.said {
                 // What the stream cannot tell is read from the record as it is by now.
-                events.push(self.image_event(self.read_again(RowOperation::Image, id)));
+                let image = self.read_again(RowOperation::Image, id);
+                events.push(self.image_event(image));
             }
         }
         self.trace(|| format!("read {side} {from}..{to}: {:?}", &self.stream(side)[from..to]));
@@ -720,6 +725,10 @@ impl World {
         self.trace(|| format!("silent {:?}", silent.iter().map(|a| a.ticket).collect::<Vec<_>>()));
         self.core.answers(&silent).unwrap();
         self.committed = false;
+        for (_, id) in self.core.take_partial() {
+            let image = self.read_again(RowOperation::Reread, &id);
+            self.images.push_back(image);
+        }
         !silent.is_empty()
     }
 

@@ -63,7 +63,7 @@ async fn our_own_transactions_are_marked_and_those_of_other_links_are_not() {
     let capture = Running::start(config(&server, &catalog, None), &log);
     let write = |link: &str, id: u32| {
         format!(
-            "BEGIN; SELECT pg_logical_emit_message(true, 'tidelock', '{{\"open\":{{\"link\":\"{link}\"}}}}'); \
+            "BEGIN; SELECT pg_logical_emit_message(true, 'tidelock', '{{\"open\":{{\"link\":\"{link}\",\"tickets\":[5,7]}}}}'); \
              INSERT INTO t VALUES ({id}); \
              SELECT pg_logical_emit_message(true, 'tidelock', \
                '{{\"close\":{{\"link\":\"{link}\",\"applied\":[5,6],\"skipped\":[7]}}}}'); \
@@ -74,7 +74,7 @@ async fn our_own_transactions_are_marked_and_those_of_other_links_are_not() {
     server.execute(&(write("main", 1) + garbage + &write("another", 2))).await.unwrap();
     log.wait_for("all rows", |log| log.rows().len() == 4).await;
     let own: Vec<Own> = log.rows().iter().map(|r| r.own).collect();
-    assert_eq!(own, [Own::Marked, Own::No, Own::No, Own::No]);
+    assert_eq!(own, [Own::Tickets(Offset(5), Offset(7)), Own::No, Own::No, Own::No]);
     let events = log.events();
     let applied: Vec<_> = events.iter().filter(|e| matches!(e.item, Item::Applied { .. })).collect();
     assert_eq!(applied.len(), 1);
