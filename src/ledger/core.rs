@@ -883,14 +883,15 @@ impl Core {
                 self.bind_answer(answer)?;
                 continue;
             };
-            self.bind_answer(answer)?;
+            let result = match self.bind_answer(answer)? {
+                Some(other) => duplicate(answer, other),
+                None => answer.result.clone(),
+            };
             let silent = answer.result == WriteResult::Silent && answer.side == Side::Salesforce;
             if silent && self.confirm(mapping, record, answer.ticket)? {
                 continue;
             }
-            let outcome =
-                Outcome { mapping, record, side: answer.side, ticket: answer.ticket, result: answer.result.clone() };
-            self.push(Body::Outcome(outcome))?;
+            self.push(Body::Outcome(Outcome { mapping, record, side: answer.side, ticket: answer.ticket, result }))?;
             if silent {
                 self.tell_id(record)?;
             }
@@ -915,22 +916,30 @@ impl Core {
         Ok(self.open_ticket(side, ticket)?.is_some())
     }
 
-    fn bind_answer(&mut self, answer: &Answer) -> Result<()> {
-        let Some(id) = &answer.salesforce_id else { return Ok(()) };
-        let Some(state) = self.fold.record(&*self.log, answer.record)? else { return Ok(()) };
+    /// Gives a record the id that an answer tells, unless another living record has it: that one is returned then.
+    fn bind_answer(&mut self, answer: &Answer) -> Result<Option<RecordId>> {
+        let Some(id) = &answer.salesforce_id else { return Ok(None) };
+        let Some(state) = self.fold.record(&*self.log, answer.record)? else { return Ok(None) };
         // A record that came back by itself while it was being created keeps its own id; the new one is another record.
         if state.salesforce_id.as_ref() == Some(id)
             || (state.salesforce_id.is_some() && state.exists_at(Side::Salesforce))
         {
-            return Ok(());
+            return Ok(None);
         }
         let mapping = state.mapping;
         if !self.is_mapped(mapping) {
-            return Ok(());
+            return Ok(None);
         }
         self.absorb(answer.record, id, true)?;
+        if let Some(other) = self.fold.lookup(&*self.log, &keys::by_salesforce_id(mapping, id))? {
+            let state = self.fold.record(&*self.log, other)?;
+            let holds = |s: &RecordState| s.exists_at(Side::Salesforce) && s.salesforce_id.as_ref() == Some(id);
+            if other != answer.record && state.is_some_and(holds) {
+                return Ok(Some(other));
+            }
+        }
         self.push(Body::Bind(Bind { mapping, record: answer.record, key: None, salesforce_id: Some(id.clone()) }))?;
-        Ok(())
+        Ok(None)
     }
 
     /// A record that Salesforce matched without an event to show for it: its id is told by nobody else.
@@ -1088,6 +1097,20 @@ fn mismatch(side: Side) -> WriteResult {
         message: smol_str::format_smolstr!(
             "{side} holds something else than its stream has told, or another row has the same external id or Salesforce \
              id; compare the two sides, then retry"
+        ),
+    }
+}
+
+/// Salesforce has matched a record that was to be created with one that is another record here: its external id was given to
+/// that one meanwhile.
+fn duplicate(answer: &Answer, other: RecordId) -> WriteResult {
+    let id = answer.salesforce_id.as_deref().unwrap_or_default();
+    WriteResult::Refused {
+        code: Str::new("TIDELOCK_DUPLICATE"),
+        message: smol_str::format_smolstr!(
+            "Salesforce wrote this to {id}, which has got the same external id meanwhile and is record {} of this log; give one \
+             of the two another external id, then retry",
+            other.0
         ),
     }
 }

@@ -436,3 +436,41 @@ fn a_write_to_a_record_that_was_replaced_since_closes_too() {
     core.commit().unwrap();
     sound(&log);
 }
+
+/// While a row is being created in Salesforce, somebody gives its external id to a record that has another row: they stay two.
+#[test]
+fn an_external_id_that_was_given_to_another_record_is_a_dead_letter() {
+    for told_first in [false, true] {
+        let (log, mut core) = contact(DeletePolicy::UpdateWins, "111");
+        core.intake(&row(Side::Postgres, 3, 2, RowOperation::Insert, &[(0, "y"), (1, "222")])).unwrap();
+        let write = plan(&mut core, Side::Salesforce, 1);
+        let given = row(Side::Salesforce, 5, 1, RowOperation::Update, &[(0, "y")]);
+        let written = ours(row(Side::Salesforce, 6, 1, RowOperation::Update, &[(1, "222")]), write.ticket);
+        let events = [given, written];
+        let answered = Answer {
+            salesforce_id: Some(testing::salesforce_id(1)),
+            ..answer(Side::Salesforce, &write, WriteResult::Done)
+        };
+        if told_first {
+            assert!(events.iter().all(|event| core.intake(event).unwrap() == 0));
+        }
+        core.answers(std::slice::from_ref(&answered)).unwrap();
+        if !told_first {
+            assert!(events.iter().all(|event| core.intake(event).unwrap() == 0));
+        }
+        core.commit().unwrap();
+        let ids: Vec<_> = [0, 1].map(|n| core.record(RecordId(n)).unwrap().unwrap().salesforce_id.clone()).into();
+        assert_eq!(ids, [Some(testing::salesforce_id(1)), None], "told first: {told_first}");
+        // What the write did is the other record's change.
+        assert_eq!(current(&mut core, 0, 1), Value::text("222"));
+        let dead = crate::audit::Lens::new(&log).unwrap().dead_letters().unwrap();
+        assert_eq!(dead.len(), 1);
+        assert_eq!((dead[0].code.as_str(), dead[0].record), ("TIDELOCK_DUPLICATE", RecordId(1)));
+        assert!(core.plan(Side::Salesforce, &[RecordId(1)], Offset(0)).unwrap().is_empty());
+        // As advised.
+        core.intake(&row(Side::Postgres, 7, 2, RowOperation::Update, &[(0, "z")])).unwrap();
+        assert_eq!(plan(&mut core, Side::Salesforce, 1).external_id.as_deref(), Some("z"));
+        core.commit().unwrap();
+        sound(&log);
+    }
+}
