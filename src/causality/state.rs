@@ -85,7 +85,7 @@ impl Register {
     /// A side that holds the current value by luck holds its dots too.
     pub(super) fn settle(&mut self) {
         for held in &self.held {
-            if held.value == self.current && !self.dots.contains(&held.dot) {
+            if !self.dots.contains(&held.dot) && held.value == self.current {
                 self.dots.push(held.dot);
             }
         }

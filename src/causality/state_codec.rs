@@ -83,7 +83,12 @@ fn dots(dots: &Dots, w: &mut Writer) {
 }
 
 fn read_dots(r: &mut Reader<'_>) -> Result<Dots, CodecError> {
-    Ok(r.list(Reader::dot)?.into_iter().collect())
+    // Nearly always one, which needs no allocation.
+    let mut dots = Dots::new();
+    for _ in 0..r.count()? {
+        dots.push(r.dot()?);
+    }
+    Ok(dots)
 }
 
 const HELD_CURRENT: [u8; 2] = [1, 2];

@@ -255,12 +255,16 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A counted list. Every item takes at least one byte, so a count beyond what is left is an error before it costs memory.
-    pub fn list<T>(&mut self, mut read: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
+    /// The number of items that follow. Every item takes at least one byte, so a count beyond what is left is an error before
+    /// it costs memory.
+    pub fn count(&mut self) -> Result<usize> {
         let count = self.small::<usize>()?;
-        if count > self.rest.len() {
-            return Err(CodecError::Short);
-        }
+        if count > self.rest.len() { Err(CodecError::Short) } else { Ok(count) }
+    }
+
+    /// A counted list.
+    pub fn list<T>(&mut self, mut read: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
+        let count = self.count()?;
         let mut items = Vec::with_capacity(count);
         for _ in 0..count {
             items.push(read(self)?);
