@@ -70,6 +70,7 @@ BEGIN
 END $$;";
 
 fn main() -> ExitCode {
+    tidelock::allocator::share_arenas();
     if support::is_test() {
         return ExitCode::SUCCESS;
     }

@@ -5,7 +5,8 @@
 //!   the tip with them. It stops only at an end that is known to be torn, which was never acknowledged. WAL files are not
 //!   recycled, so that an old record can never be taken for a new one.
 //! - **Memory** is bounded, whatever the stream's length: the block cache, which index and filter blocks live in too, and the
-//!   write buffers, which are charged to it. Open files are bounded as well.
+//!   write buffers, which are charged to it. Each family has a write buffer of its own size, so that a family which grows little
+//!   is not written out as often as the others. Open files are bounded as well.
 //! - **Stalls.** Entries arrive in key order, so the log is rewritten little: several files of level 0 and the last one below
 //!   make a few large ones. Only the state and the indexes are really compacted, and may fall behind by many level 0 files
 //!   before writes are slowed down. Level 0 is not compressed, so that writing a buffer out costs little; nor are the state
@@ -32,7 +33,7 @@ pub(super) const META: &str = rocksdb::DEFAULT_COLUMN_FAMILY_NAME;
 pub struct RocksOptions {
     /// Memory for cached blocks and write buffers together.
     pub cache_bytes: usize,
-    /// Memory for write buffers, out of `cache_bytes`: a buffer is written out before they exceed this.
+    /// Memory for the write buffers that are being filled, out of `cache_bytes`. Those that are being written out are beside it.
     pub write_buffer_bytes: usize,
     /// The most files that are kept open.
     pub open_files_max: i32,
@@ -58,11 +59,9 @@ impl Tuning {
         lru.set_capacity(options.cache_bytes);
         lru.set_num_shard_bits(0);
         let cache = Cache::new_lru_cache_opts(&lru);
-        let buffers = WriteBufferManager::new_write_buffer_manager_with_cache(
-            options.write_buffer_bytes.min(options.cache_bytes / 2),
-            false,
-            cache.clone(),
-        );
+        // It charges them to the cache, and is the last resort: each family has its own limit far below.
+        let buffers =
+            WriteBufferManager::new_write_buffer_manager_with_cache(options.cache_bytes, false, cache.clone());
         Self { options, cache, buffers }
     }
 
@@ -82,7 +81,7 @@ impl Tuning {
         options.set_track_and_verify_wals_in_manifest(true);
         options.set_paranoid_checks(true);
         options.set_write_buffer_manager(&self.buffers);
-        options.set_max_total_wal_size(2 * self.options.write_buffer_bytes as u64);
+        options.set_max_total_wal_size(3 * self.options.write_buffer_bytes as u64);
         options.set_max_open_files(if reader { -1 } else { self.options.open_files_max });
         options.set_max_background_jobs(2);
         // Threads for each family at each opening would cost more than they save here.
@@ -108,21 +107,22 @@ impl Tuning {
     /// Every column family that a log has.
     pub(super) fn families(&self) -> Vec<ColumnFamilyDescriptor> {
         let mut families = vec![
-            ColumnFamilyDescriptor::new(META, self.family(1 << 20, 4 << 10, false)),
+            ColumnFamilyDescriptor::new(META, self.family(0.02, 4 << 10, false)),
             ColumnFamilyDescriptor::new(LOG, self.log()),
         ];
         for generation in 0..2 {
             families.push(ColumnFamilyDescriptor::new(STATE[generation], self.state()));
-            families.push(ColumnFamilyDescriptor::new(BY_RECORD[generation], self.family(8 << 20, 8 << 10, false)));
-            families.push(ColumnFamilyDescriptor::new(BY_TRANSACTION[generation], self.family(8 << 20, 4 << 10, true)));
+            families.push(ColumnFamilyDescriptor::new(BY_RECORD[generation], self.family(0.08, 8 << 10, false)));
+            families.push(ColumnFamilyDescriptor::new(BY_TRANSACTION[generation], self.family(0.05, 4 << 10, true)));
         }
         families
     }
 
     fn log(&self) -> Options {
-        let mut options = self.family(16 << 20, 32 << 10, false);
+        let mut options = self.family(0.4, 32 << 10, false);
         options.set_target_file_size_base(64 << 20);
         options.set_max_bytes_for_level_base(512 << 20);
+        options.set_level_zero_file_num_compaction_trigger(16);
         options.set_compression_type(DBCompressionType::Lz4);
         let mut levels = [DBCompressionType::Lz4; 7];
         levels[0] = DBCompressionType::None;
@@ -132,17 +132,16 @@ impl Tuning {
 
     /// Values that are replaced all the time, in no order: to merge what is alike in size rewrites them least.
     fn state(&self) -> Options {
-        let mut options = self.family(16 << 20, 4 << 10, true);
+        let mut options = self.family(0.5, 4 << 10, true);
         let mut universal = UniversalCompactOptions::default();
         universal.set_size_ratio(10);
         options.set_compaction_style(DBCompactionStyle::Universal);
         options.set_universal_compaction_options(&universal);
-        options.set_level_zero_file_num_compaction_trigger(4);
         options
     }
 
-    /// A family with this write buffer and block size; `lookups` where single keys are looked up, found or not.
-    fn family(&self, buffer_bytes: usize, block_bytes: usize, lookups: bool) -> Options {
+    /// A family with this share of the write buffers and this block size; `lookups` where single keys are looked up, found or not.
+    fn family(&self, buffer_share: f64, block_bytes: usize, lookups: bool) -> Options {
         let mut table = BlockBasedOptions::default();
         table.set_block_cache(&self.cache);
         table.set_block_size(block_bytes);
@@ -161,10 +160,10 @@ impl Tuning {
             options.set_memtable_whole_key_filtering(true);
         }
         options.set_block_based_table_factory(&table);
-        options.set_write_buffer_size(buffer_bytes.min(self.options.write_buffer_bytes));
+        options.set_write_buffer_size((self.options.write_buffer_bytes as f64 * buffer_share) as usize);
         // Each family has a buffer, and most of them hold little.
         options.set_arena_block_size(128 << 10);
-        options.set_max_write_buffer_number(6);
+        options.set_max_write_buffer_number(3);
         options.set_target_file_size_base(32 << 20);
         options.set_level_compaction_dynamic_level_bytes(true);
         // Keys are all over the place, so each compaction rewrites much of the level below: the fewer the better.
