@@ -1,7 +1,10 @@
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
+
 use super::*;
 use crate::change::{Body, Offset, RecordId, WriteResult};
+use crate::clock;
 use crate::flow::RowOperation;
 use crate::ledger::testing::{catalog, row};
 use crate::log::{ChangeLog, MemoryLog, ReadLimit};
@@ -57,29 +60,4 @@ fn a_stream_that_is_replaced_is_read_again_as_a_whole() {
     });
     assert!(given_up);
     assert_eq!(core.plan(Side::Postgres, &[RecordId(0)], Offset(0)).unwrap().len(), 1, "it is planned anew");
-}
-
-/// However many there are, and whatever has become of the mapping of some.
-#[tokio::test]
-async fn all_records_known_in_part_are_found_again() {
-    let log = MemoryLog::new();
-    let mut core = Core::open(Arc::new(log.reopen()), clock::system()).unwrap();
-    core.configure(&catalog(&["Phone"])).unwrap();
-    core.open_stream(Side::Postgres, "p").unwrap();
-    core.open_stream(Side::Salesforce, "s").unwrap();
-    for n in 1..=10_050 {
-        core.intake(&row(Side::Salesforce, n, n, RowOperation::Update, &[(1, "111")])).unwrap();
-    }
-    core.commit().unwrap();
-    let pool = ReaderPool::start(Arc::new(log)).unwrap();
-    let known = Arc::clone(&core.meta().catalog);
-    let (mut found, mut after) = (0, Some(Vec::new()));
-    while let Some(from) = after {
-        let (some, next) = known_partial(&pool.reader(), Arc::clone(&known), from).await.unwrap();
-        assert!(some.len() <= PARTIAL_PAGE);
-        found += some.len();
-        after = next;
-    }
-    assert_eq!(found, 10_050);
-    assert!(known_partial(&pool.reader(), Arc::default(), Vec::new()).await.unwrap().0.is_empty());
 }
