@@ -4,7 +4,7 @@ use crate::change::{FieldChange, FieldId, MappingDef, Offset, Operation, Side, T
 use crate::clock::Micros;
 use crate::flow::{Own, RowOperation};
 
-use super::state::{InFlight, RecordState};
+use super::state::{InFlight, RecordState, Register};
 
 /// What an event means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,21 +122,19 @@ fn differences(state: &RecordState, mapping: &MappingDef, event: &Event<'_>, lat
     let side = event.side;
     let says_nulls = matches!(event.operation, RowOperation::Update | RowOperation::Undelete);
     let nulls_count = side == Side::Salesforce && says_nulls;
-    let untold = |field| state.field(field).is_none_or(|r| r.held(side).dot.is_nobody());
-    event
-        .fields
-        .iter()
-        .filter(|(field, after)| {
-            mapping.field(*field).is_some()
-                && (state.held_value(side, *field) != after || (nulls_count && untold(*field)))
-                && (!late || untold(*field))
-        })
-        .map(|(field, after)| FieldChange {
-            field: *field,
-            before: state.held_value(side, *field).clone(),
-            after: after.clone(),
-        })
-        .collect()
+    let untold = |register: Option<&Register>| register.is_none_or(|r| r.held(side).dot.is_nobody());
+    let mut changes = Vec::with_capacity(event.fields.len());
+    for (field, after) in event.fields {
+        let register = state.field(*field);
+        let before = register.map_or(&Value::Null, |r| &r.held(side).value);
+        if mapping.field(*field).is_some()
+            && (before != after || (nulls_count && untold(register)))
+            && (!late || untold(register))
+        {
+            changes.push(FieldChange { field: *field, before: before.clone(), after: after.clone() });
+        }
+    }
+    changes
 }
 
 /// The ticket that a marked event is the echo of.
