@@ -503,6 +503,60 @@ fn ruling(ruling: &Ruling, w: &mut Writer) {
     }
 }
 
+/// What an entry is, without what it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outline {
+    /// When it was recorded.
+    pub recorded_at: i64,
+    /// Its kind.
+    pub kind: EntryKind,
+    /// The record it is about; a notice is about none.
+    pub record: Option<RecordId>,
+}
+
+/// The kinds of entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum EntryKind {
+    Change,
+    Echo,
+    Ticket,
+    Outcome,
+    Decision,
+    Bind,
+    Notice,
+}
+
+/// The kinds by their numbers.
+const KINDS: [EntryKind; 7] = [
+    EntryKind::Change,
+    EntryKind::Echo,
+    EntryKind::Ticket,
+    EntryKind::Outcome,
+    EntryKind::Decision,
+    EntryKind::Bind,
+    EntryKind::Notice,
+];
+
+/// Reads the beginning of an entry: for who goes through many, and wants to know of most only which record they are about.
+pub fn outline(bytes: &[u8]) -> Result<Outline> {
+    let r = &mut Reader::new(bytes);
+    let version = r.byte()?;
+    if version != VERSION {
+        return Err(CodecError::Version(version));
+    }
+    let recorded_at = r.int()?;
+    let kind = r.one_of("entry kind", &KINDS)?;
+    let record = match kind {
+        EntryKind::Notice => None,
+        _ => {
+            r.mapping()?;
+            Some(r.record()?)
+        }
+    };
+    Ok(Outline { recorded_at, kind, record })
+}
+
 /// Reads one whole entry.
 pub fn decode(bytes: &[u8]) -> Result<Entry> {
     let r = &mut Reader::new(bytes);

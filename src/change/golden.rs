@@ -576,6 +576,9 @@ fn arbitrary_entries_come_back() {
     check(2_000, any_entry(), |entry| {
         let bytes = encode(&entry);
         prop_assert_eq!(crate::log::time::recorded_at(&bytes).unwrap(), entry.recorded_at);
+        let outline = codec::outline(&bytes).unwrap();
+        prop_assert_eq!((outline.recorded_at, outline.record), (entry.recorded_at, crate::log::record_of(&entry)));
+        prop_assert_eq!(outline.kind == codec::EntryKind::Ticket, matches!(entry.body, Body::Ticket(_)));
         prop_assert_eq!(codec::decode(&bytes).unwrap(), entry);
         Ok(())
     });

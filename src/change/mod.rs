@@ -85,6 +85,9 @@ impl Key {
 
     /// The column texts, in key order.
     pub fn parts(&self) -> Vec<Str> {
+        if !self.0.contains([SEPARATOR, ESCAPE]) {
+            return vec![self.0.clone()];
+        }
         let mut parts = vec![String::new()];
         let mut escaped = false;
         for c in self.0.chars() {

@@ -11,6 +11,7 @@ mod errors;
 mod http;
 mod link;
 mod mapping;
+mod passfile;
 mod postgres;
 mod replay;
 mod salesforce;

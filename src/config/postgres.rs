@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::{Document, hint};
 use super::link::{NAME_MAX, name_problem};
+use super::passfile;
 use super::secret::Surroundings;
 
 /// How the connection is protected; the words are libpq's.
@@ -55,8 +56,8 @@ pub struct Postgres {
     pub dbname: String,
     /// The role. It needs REPLICATION.
     pub user: String,
-    /// The environment variable that holds the password. Leave both out where the server asks for none (trust, peer,
-    /// a client certificate).
+    /// The environment variable that holds the password. With neither this nor `password_file`, the password is the one that fits in
+    /// the file that PGPASSFILE names, if it is set. Servers that ask for none (trust, peer, a client certificate) need none of them.
     pub password_env: Option<String>,
     /// The file that holds the password.
     pub password_file: Option<PathBuf>,
@@ -115,6 +116,9 @@ impl Default for Postgres {
 
 const SECTION: &str = "postgres";
 
+/// libpq's variable with the path of its password file.
+const PASSFILE_VARIABLE: &str = "PGPASSFILE";
+
 impl Postgres {
     /// Whether the host is the folder of a unix-domain socket.
     pub fn is_socket(&self) -> bool {
@@ -154,8 +158,21 @@ impl Postgres {
             self.password = match (&self.password_env, &mut self.password_file) {
                 (Some(variable), _) => around.env_secret(doc, SECTION, "password_env", variable),
                 (None, Some(path)) => around.file_secret(doc, SECTION, "password_file", path),
-                (None, None) => None,
+                (None, None) => self.passfile(doc, around),
             };
+        }
+    }
+
+    /// The password in the file that `PGPASSFILE` names, if it names one.
+    fn passfile(&self, doc: &mut Document<'_>, around: &Surroundings<'_>) -> Option<SecretString> {
+        let path = (around.env)(PASSFILE_VARIABLE).filter(|path| !path.is_empty())?;
+        match std::fs::read_to_string(&path) {
+            Ok(file) => passfile::find(&file, &self.host, self.port, &self.dbname, &self.user).map(SecretString::from),
+            Err(error) => {
+                let what = format!("the file {path}, which {PASSFILE_VARIABLE} names, cannot be read: {error}");
+                doc.fault(SECTION, what, hint(SECTION, "password_file"));
+                None
+            }
         }
     }
 

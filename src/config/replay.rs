@@ -32,7 +32,7 @@ pub struct Replay {
 impl Default for Replay {
     fn default() -> Self {
         Self {
-            postgres_batch: 500,
+            postgres_batch: 1_000,
             salesforce_batch: 200,
             salesforce_linger_ms: 25,
             attempts: 10,

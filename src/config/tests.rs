@@ -279,6 +279,25 @@ fn secrets_are_looked_up_and_never_shown() {
 }
 
 #[test]
+fn a_password_may_come_from_the_file_that_pgpassfile_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("passwords");
+    std::fs::write(&path, "*:*:*:tide:fits\n").unwrap();
+    let named = path.display().to_string();
+    let env = |name: &str| match name {
+        "SECRET" => Some("s3cret".to_owned()),
+        "PGPASSFILE" => Some(named.clone()),
+        _ => None,
+    };
+    let around = Surroundings { env: &env, folder: folder.path() };
+    let config = Config::read(MINIMAL, "t", Some(&around)).unwrap();
+    assert_eq!(config.postgres.password.unwrap().expose_secret(), "fits");
+    std::fs::remove_file(&path).unwrap();
+    let errors = Config::read(MINIMAL, "t", Some(&around)).unwrap_err();
+    assert!(errors.to_string().contains("PGPASSFILE"), "{errors}");
+}
+
+#[test]
 fn a_file_is_loaded_from_disk() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tidelock.toml");

@@ -18,6 +18,7 @@ mod json;
 mod number;
 mod time;
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use crate::change::{FieldKind, Str, Value};
@@ -125,18 +126,19 @@ pub fn from_postgres(kind: &FieldKind, type_oid: u32, text: &str) -> Value {
 /// Moments are ISO 8601 in UTC with the offset `+00`, which `timestamp` columns ignore and `timestamptz` columns
 /// need. For a
 /// column of an array type use [`to_postgres_array`].
-pub fn to_postgres(kind: &FieldKind, value: &Value) -> Option<String> {
-    match value {
-        Value::Null if *kind == FieldKind::Boolean => Some("false".to_owned()),
-        Value::Null => None,
-        Value::Text(text) | Value::Decimal(text) => Some(text.to_string()),
-        Value::Bool(b) => Some(if *b { "true" } else { "false" }.to_owned()),
-        Value::Int(n) => Some(n.to_string()),
-        Value::Bytes(bytes) => Some(hex(bytes).into()),
-        Value::Date(days) => Some(time::date_text(*days).into()),
-        Value::Time(micros) => Some(time::time_text(*micros).into()),
-        Value::Timestamp(micros) => Some(time::moment_text(*micros).into()),
-    }
+pub fn to_postgres<'a>(kind: &FieldKind, value: &'a Value) -> Option<Cow<'a, str>> {
+    let text: Str = match value {
+        Value::Null if *kind == FieldKind::Boolean => return Some(Cow::Borrowed("false")),
+        Value::Null => return None,
+        Value::Text(text) | Value::Decimal(text) => return Some(Cow::Borrowed(text)),
+        Value::Bool(b) => return Some(Cow::Borrowed(if *b { "true" } else { "false" })),
+        Value::Int(n) => smol_str::format_smolstr!("{n}"),
+        Value::Bytes(bytes) => hex(bytes),
+        Value::Date(days) => time::date_text(*days),
+        Value::Time(micros) => time::time_text(*micros),
+        Value::Timestamp(micros) => time::moment_text(*micros),
+    };
+    Some(Cow::Owned(text.into()))
 }
 
 /// Like [`to_postgres`] for a column of an array type: `a;b` becomes `{"a","b"}`.

@@ -184,8 +184,18 @@ fn login_advice(endpoint: &Endpoint, sqlstate: &str) -> &'static str {
     }
 }
 
+/// What PgBouncer answers to what only a server of its own can grant, such as `replication`.
+const POOLER_REFUSAL: &str = "unsupported startup parameter";
+
 /// The error for a server's refusal of a login.
 pub(crate) fn login_refused(endpoint: &Endpoint, sqlstate: &str, message: &str) -> Error {
+    if message.contains(POOLER_REFUSAL) {
+        let text = format!(
+            "{endpoint} is a connection pooler such as PgBouncer ({message}); replication and the lock of a link need a session \
+             of their own, so name the host and port of the PostgreSQL server itself"
+        );
+        return Error::new(Kind::Configuration, text);
+    }
     let advice = login_advice(endpoint, sqlstate);
     let text = format!("PostgreSQL at {endpoint} refused the connection: {message} (SQLSTATE {sqlstate}){advice}");
     Error::new(classify(sqlstate), text)
@@ -336,6 +346,15 @@ impl DerefMut for Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pooler_is_told_from_a_server() {
+        let endpoint = Endpoint::new(Host::Tcp("db".into()), "app", "tide");
+        let error = login_refused(&endpoint, "08P01", "unsupported startup parameter: replication");
+        assert_eq!(error.kind(), Kind::Configuration);
+        assert!(error.to_string().contains("PgBouncer"), "{error}");
+        assert_eq!(login_refused(&endpoint, "08P01", "broken").kind(), Kind::Unavailable);
+    }
 
     #[cfg(target_os = "linux")]
     #[tokio::test]

@@ -38,6 +38,8 @@ pub struct TableDetail {
     pub logged: bool,
     /// Whether row security applies to it.
     pub row_security: bool,
+    /// Whether it has rules (`CREATE RULE`).
+    pub has_rules: bool,
     /// The columns, in the table's order.
     pub columns: Vec<ColumnDetail>,
     /// Its indexes that enforce uniqueness over plain columns.
@@ -179,6 +181,7 @@ fn assemble(
                 unique: Vec::new(),
                 triggers: row.try_get(7)?,
                 indexed: row.try_get(8)?,
+                has_rules: row.try_get(9)?,
             },
         );
     }

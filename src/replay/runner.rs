@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::change::codec::{EntryKind, Outline};
 use crate::change::{Body, Lsn, Notice, Offset, Position, RecordId, Side, Str, WriteResult, codec};
 use crate::clock::{Micros, SharedClock};
 use crate::error::{Error, Kind, Result};
@@ -210,7 +211,9 @@ impl<T: Target + 'static> Runner<T> {
     async fn advance(&mut self) -> Result<()> {
         loop {
             self.give_delayed().await?;
-            let mut moved = self.read().await?;
+            // A side that is idle gets what is planned already before anything else is looked at.
+            let mut moved = self.send().await?;
+            moved |= self.read().await?;
             self.give_passed().await?;
             moved |= self.plan().await?;
             moved |= self.send().await?;
@@ -263,13 +266,23 @@ impl<T: Target + 'static> Runner<T> {
         let page = self.log.read(self.scanned, ReadLimit::entries(PAGE)).await?;
         let mut told = Offset(0);
         for (offset, bytes) in page.iter() {
-            let entry = codec::decode(bytes).map_err(|e| {
+            let unreadable = |e| {
                 Error::new(Kind::Corrupt, format!("entry {offset} cannot be read; run `tidelock log verify`"))
                     .caused_by(e)
-            })?;
+            };
+            let Outline { recorded_at, kind, record } = codec::outline(bytes).map_err(unreadable)?;
             self.scanned = offset.next();
+            let at = Waiting { offset, recorded_at };
+            match (kind, record) {
+                (EntryKind::Ticket, _) => continue,
+                (EntryKind::Change | EntryKind::Decision | EntryKind::Bind, Some(record)) => {
+                    self.look_at(record, at);
+                    continue;
+                }
+                _ => {}
+            }
+            let entry = codec::decode(bytes).map_err(unreadable)?;
             let record = match &entry.body {
-                Body::Change(change) => change.record,
                 Body::Echo(echo) => {
                     if echo.source.side == self.side {
                         self.unechoed.remove(&echo.ticket);
@@ -291,17 +304,15 @@ impl<T: Target + 'static> Runner<T> {
                     }
                     outcome.record
                 }
-                Body::Decision(decision) => decision.record,
-                Body::Bind(bind) => bind.record,
                 Body::Notice(Notice::Backfill { side, finished: true, .. }) if *side == self.side => {
                     for (record, at) in std::mem::take(&mut self.held_back) {
                         self.look_at(record, at);
                     }
                     continue;
                 }
-                Body::Ticket(_) | Body::Notice(_) => continue,
+                _ => continue,
             };
-            self.look_at(record, Waiting { offset, recorded_at: entry.recorded_at });
+            self.look_at(record, at);
         }
         self.give_untold(told).await?;
         Ok(!page.is_empty())
@@ -360,7 +371,8 @@ impl<T: Target + 'static> Runner<T> {
     fn tell_status(&self) {
         let waiting = self.waiting_at.values().chain(self.deferred.values());
         let oldest = waiting.chain(self.held_back.values()).chain(self.behind.values()).map(|w| w.recorded_at).min();
-        let behind = self.held_back.len() + self.behind.len() + self.untold.len() + self.delayed.len();
+        let ahead: usize = self.ready.iter().map(Vec::len).sum();
+        let behind = self.held_back.len() + self.behind.len() + self.untold.len() + self.delayed.len() + ahead;
         self.status.behind.store(behind as u64, Ordering::Relaxed);
         self.status.at(self.scanned, oldest.unwrap_or(0));
     }
@@ -368,10 +380,15 @@ impl<T: Target + 'static> Runner<T> {
     // -- planning ----------------------------------------------------------------------------------------------------------
 
     async fn plan(&mut self) -> Result<bool> {
-        if self.idle.is_empty() || !self.ready.is_empty() || self.resume_at.is_some() || !self.gathered() {
+        if !self.ready.is_empty() || self.resume_at.is_some() || !self.gathered() {
             return Ok(false);
         }
-        if self.confirmation == Confirmation::Transaction && !self.resumed {
+        // A transaction that fails gives back what was planned behind it, so the next one is planned while it runs.
+        let may = match self.confirmation {
+            Confirmation::Transaction => self.resumed,
+            Confirmation::Answer => !self.idle.is_empty(),
+        };
+        if !may {
             return Ok(false);
         }
         let limit = self.batch_limit;

@@ -146,3 +146,89 @@ async fn a_batch_that_failed_goes_to_the_same_target_again() {
     drop(pool);
     thread.join().unwrap();
 }
+
+/// Takes transactions. The first one fails, once it is let go.
+struct Transactional {
+    let_go: Arc<tokio::sync::Notify>,
+    failed: bool,
+    written: Arc<Mutex<Vec<RecordId>>>,
+}
+
+impl Target for Transactional {
+    fn side(&self) -> Side {
+        Side::Salesforce
+    }
+
+    fn confirmation(&self) -> Confirmation {
+        Confirmation::Transaction
+    }
+
+    fn batch_limit(&self) -> usize {
+        2
+    }
+
+    async fn resume(&mut self) -> Result<Resumed> {
+        Ok(Resumed::default())
+    }
+
+    async fn write(&mut self, batch: &[Write]) -> Result<Vec<Written>> {
+        if !self.failed {
+            self.failed = true;
+            self.let_go.notified().await;
+            return Err(Error::new(Kind::Unavailable, "cut off"));
+        }
+        self.written.lock().unwrap().extend(batch.iter().map(|w| w.record));
+        Ok(vec![Written::InStream; batch.len()])
+    }
+}
+
+/// The next transaction is planned while one runs, and given back with it.
+#[tokio::test]
+async fn a_transaction_that_fails_gives_back_what_was_planned_behind_it() {
+    let log: crate::log::SharedLog = Arc::new(MemoryLog::new());
+    let pool = ReaderPool::start(Arc::clone(&log)).unwrap();
+    let (ledger, thread) = ledger::start(log, clock::system()).unwrap();
+    ledger
+        .run(|core| {
+            core.configure(&catalog(&["Phone"]))?;
+            core.open_stream(Side::Postgres, "p")?;
+            core.open_stream(Side::Salesforce, "s")?;
+            for n in 1..=4 {
+                let name = n.to_string();
+                core.intake(&row(Side::Postgres, n, n, RowOperation::Insert, &[(0, &name), (1, "1")]))?;
+            }
+            Ok(())
+        })
+        .await
+        .unwrap();
+    let (let_go, written) = (Arc::new(tokio::sync::Notify::new()), Arc::new(Mutex::new(Vec::new())));
+    let target = Transactional { let_go: Arc::clone(&let_go), failed: false, written: Arc::clone(&written) };
+    let settings = Settings { backoff_least: Duration::from_millis(1), ..Settings::default() };
+    let runner = Runner::new(vec![target], ledger.clone(), pool.reader(), clock::system(), settings, Arc::new(|| 0));
+    let status = runner.status();
+    let cancel = CancellationToken::new();
+    let mut running = JoinSet::new();
+    running.spawn(runner.run(cancel.clone()));
+    let until = async |holds: &dyn Fn() -> bool| {
+        let waiting = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.unwrap();
+    };
+    until(&|| status.in_flight() == 4).await;
+    assert_eq!(written.lock().unwrap().len(), 0);
+    let_go.notify_one();
+    until(&|| status.written() == 4).await;
+    cancel.cancel();
+    running.join_next().await.unwrap().unwrap().unwrap();
+    let mut records = written.lock().unwrap().clone();
+    records.sort_unstable();
+    records.dedup();
+    assert_eq!(records.len(), 4, "each record is written once");
+    assert_eq!(ledger.status().borrow().counts.tickets[Side::Salesforce.index()], 8, "four were given back");
+    drop(ledger);
+    drop(pool);
+    thread.join().unwrap();
+}

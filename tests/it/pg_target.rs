@@ -446,6 +446,43 @@ async fn rows_that_another_write_of_the_batch_frees_go_through() {
 }
 
 #[tokio::test]
+async fn rows_exchange_their_unique_values() {
+    let server = database().await;
+    server
+        .execute(
+            "INSERT INTO salesforce.account (sfid, ext__c) VALUES \
+             ('001000000000001AAA', 'a'), ('001000000000002AAA', 'b'), ('001000000000003AAA', 'c'), (NULL, 'taken')",
+        )
+        .await
+        .unwrap();
+    let stream = Stream::start(&server).await;
+    let mut target = target(&server).await;
+    let named = |ticket, key, from, to| update(ticket, ACCOUNT, key, vec![set(EXTERNAL, text(from), text(to))]);
+    // Two of one shape and one of another, in a ring; another update goes along.
+    let mut third = named(3, 3, "c", "a");
+    third.values.insert(0, set(NAME, Value::Null, text("third")));
+    let answers =
+        target.write(&[named(1, 1, "a", "b"), named(2, 2, "b", "c"), third, create(4, ACCOUNT, 9, &[])]).await.unwrap();
+    assert_eq!(answers, vec![Written::InStream; 4]);
+    let names = "SELECT string_agg(ext__c, ',' ORDER BY id) FROM salesforce.account";
+    assert_eq!(one(&server, names).await, "b,c,a,taken");
+    assert_eq!(stream.closed(&server).await["applied"], serde_json::json!([1, 2, 3, 4]));
+    // Where one of them wants what another row keeps, they are refused, and the rest goes on.
+    let answers = target
+        .write(&[
+            named(5, 1, "b", "c"),
+            named(6, 2, "c", "taken"),
+            update(7, ACCOUNT, 3, vec![set(NAME, text("third"), text("3rd"))]),
+        ])
+        .await
+        .unwrap();
+    assert!(matches!(&answers[0], Written::Refused { code, .. } if code == "23505"), "{answers:?}");
+    assert!(matches!(&answers[1], Written::Refused { code, .. } if code == "23505"), "{answers:?}");
+    assert_eq!(answers[2], Written::InStream);
+    assert_eq!(one(&server, names).await, "b,c,a,taken");
+}
+
+#[tokio::test]
 async fn a_lost_answer_leaves_nothing_to_guess() {
     let server = database().await;
     let mut target = target(&server).await;
@@ -623,6 +660,72 @@ async fn one_session_writes_for_a_link() {
     server.execute("UPDATE tidelock.replay SET ticket = 9").await.unwrap();
     assert_eq!(third.write(&[create(4, CONTACT, 4, &[])]).await.unwrap_err().kind(), Kind::Unavailable);
     assert_eq!(third.resume().await.unwrap().committed, Some(Offset(9)));
+}
+
+#[tokio::test]
+async fn other_subscribers_can_leave_our_writes_out() {
+    let server = database().await;
+    server
+        .execute(
+            "SELECT pg_create_logical_replication_slot('all', 'test_decoding'), \
+             pg_create_logical_replication_slot('local', 'test_decoding')",
+        )
+        .await
+        .unwrap();
+    let mut target = target(&server).await;
+    for ticket in 1..=3 {
+        target.write(&[create(ticket, CONTACT, ticket, &[])]).await.unwrap();
+    }
+    server.execute("INSERT INTO salesforce.contact (name) VALUES ('by a user')").await.unwrap();
+    let inserts = async |slot: &str, only_local: bool| {
+        let read = format!(
+            "SELECT count(*) FROM pg_logical_slot_get_changes('{slot}', NULL, NULL, 'only-local', '{only_local}') \
+             WHERE data LIKE 'table salesforce.contact: INSERT%'"
+        );
+        one(&server, &read).await
+    };
+    assert_eq!((inserts("all", false).await.as_str(), inserts("local", true).await.as_str()), ("4", "1"));
+    assert_eq!(one(&server, "SELECT remote_lsn FROM pg_replication_origin_status").await, "0/3");
+    // A session that takes over has the origin too; a role that may not have one writes without.
+    target.resume().await.unwrap();
+    target.write(&[create(4, CONTACT, 4, &[])]).await.unwrap();
+    assert_eq!(inserts("local", true).await, "0");
+    drop(target);
+    server
+        .execute(
+            "CREATE ROLE plain LOGIN; GRANT USAGE ON SCHEMA salesforce, tidelock TO plain; \
+             GRANT ALL ON ALL TABLES IN SCHEMA salesforce, tidelock TO plain; \
+             GRANT ALL ON ALL SEQUENCES IN SCHEMA salesforce TO plain",
+        )
+        .await
+        .unwrap();
+    let mut endpoint = server.endpoint();
+    endpoint.user = "plain".into();
+    let mut plain = PostgresTarget::new(endpoint, catalog(), TargetOptions { link: "other".into(), ..options() });
+    plain.resume().await.unwrap();
+    plain.write(&[create(5, CONTACT, 5, &[])]).await.unwrap();
+    assert_eq!(inserts("local", true).await, "1");
+}
+
+#[tokio::test]
+async fn a_table_with_rules_is_written() {
+    let server = database().await;
+    let mut target = target(&server).await;
+    server
+        .execute(
+            "CREATE TABLE salesforce.told (name text); \
+             CREATE RULE tell AS ON INSERT TO salesforce.account DO ALSO INSERT INTO salesforce.told VALUES (NEW.name)",
+        )
+        .await
+        .unwrap();
+    let batch = [
+        create(1, ACCOUNT, 1, &[(NAME, text("a"))]),
+        create(2, ACCOUNT, 2, &[(NAME, text("longer than twenty letters"))]),
+    ];
+    let answers = target.write(&batch).await.unwrap();
+    assert_eq!(answers[0], Written::InStream);
+    assert!(matches!(&answers[1], Written::Refused { code, .. } if code == "22001"), "{answers:?}");
+    assert_eq!(one(&server, "SELECT string_agg(name, ',') FROM salesforce.told").await, "a");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 //! * A transaction's last event leaves only with its commit, marked as the last.
 //! * A chunk of a backfill leaves in one batch with its notice.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -60,6 +60,11 @@ enum Marker {
         /// The first and the last of the tickets that the transaction is about.
         tickets: Option<(u64, u64)>,
     },
+    /// From here on, and until the next such message, the updates of these rows are steps on the way to others that follow.
+    Aside {
+        link: String,
+        rows: Vec<(u16, Vec<Str>)>,
+    },
     Close {
         link: String,
         applied: Vec<u64>,
@@ -92,6 +97,8 @@ struct Open {
     has_events: bool,
     /// Whether it must stay in one batch.
     whole: bool,
+    /// Rows whose updates are steps in between of our own.
+    aside: BTreeMap<MappingId, BTreeSet<Key>>,
 }
 
 /// Turns messages into events.
@@ -270,6 +277,7 @@ impl Assembler {
             own: Own::No,
             has_events: false,
             whole: false,
+            aside: BTreeMap::new(),
         });
         Ok(())
     }
@@ -337,6 +345,9 @@ impl Assembler {
         self.touch(mapping, &key);
         if let Some(old_key) = &old_key {
             self.touch(mapping, old_key);
+        }
+        if self.open.as_ref().is_some_and(|open| open.aside.get(&mapping).is_some_and(|keys| keys.contains(&key))) {
+            return Ok(());
         }
         let row = Row {
             mapping,
@@ -410,8 +421,13 @@ impl Assembler {
             Ok(Marker::Open { link, tickets }) if link == self.link => {
                 open.own = tickets.map_or(Own::Marked, |(first, last)| Own::Tickets(Offset(first), Offset(last)));
             }
+            Ok(Marker::Aside { link, rows }) if link == self.link && open.own.is_ours() => {
+                let keys = |(mapping, keys): (u16, Vec<Str>)| (MappingId(mapping), keys.into_iter().map(Key).collect());
+                open.aside = rows.into_iter().map(keys).collect();
+            }
             Ok(Marker::Close { link, applied, skipped, refused }) if link == self.link && open.own.is_ours() => {
                 open.own = Own::No;
+                open.aside.clear();
                 let offsets = |list: Vec<u64>| list.into_iter().map(Offset).collect();
                 let refused =
                     refused.into_iter().map(|(ticket, code, message)| (Offset(ticket), code, message)).collect();

@@ -1,6 +1,9 @@
 //! The target's session: settings, the lock that makes it the only writer of its link, the cursor, and prepared statements.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use postgres_protocol::escape::escape_literal;
@@ -42,6 +45,8 @@ pub(super) struct Backend {
     pub(super) told_by: Lsn,
     /// Whether a transaction is under way: after an error or a cancelled call its outcome is unknown.
     pub(super) in_transaction: bool,
+    /// Whether its transactions carry a replication origin.
+    pub(super) has_origin: bool,
 }
 
 /// An older session that holds the link's lock.
@@ -69,19 +74,24 @@ impl Backend {
             cursor: None,
             told_by: Lsn::default(),
             in_transaction: false,
+            has_origin: false,
         };
         backend.configure(options).await?;
         backend.lock(options, previous).await?;
+        backend.has_origin = backend.set_origin(options).await;
         (backend.cursor, backend.told_by) = backend.read_cursor(options).await?;
         Ok(backend)
     }
 
     async fn configure(&mut self, options: &TargetOptions) -> Result<()> {
         let doing = "setting up the session that writes";
+        // The number of rows that an array brings is not known to a plan, nor how large the table will be when it is used again: rows
+        // are always found by an index.
         let settings = format!(
             "SET client_encoding = 'UTF8'; SET standard_conforming_strings = on; \
              SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; \
-             SET default_transaction_deferrable = off; SET statement_timeout = {}; SET lock_timeout = {}; \
+             SET default_transaction_deferrable = off; SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
+             SET jit = off; SET statement_timeout = {}; SET lock_timeout = {}; \
              SET idle_in_transaction_session_timeout = {}; SELECT pg_catalog.pg_backend_pid()",
             options.statement_timeout.as_millis(),
             options.lock_timeout.as_millis(),
@@ -169,6 +179,34 @@ impl Backend {
         }))
     }
 
+    /// Marks what the session writes with a replication origin, where the role may: other subscribers can leave it out then. It
+    /// answers whether the session has one; that is never an error, since nothing of ours depends on it.
+    async fn set_origin(&self, options: &TargetOptions) -> bool {
+        let doing = "setting up the replication origin";
+        let name =
+            format!("pg_catalog.concat('tidelock_', current_database(), '_', {})", escape_literal(&options.link));
+        let may = "SELECT pg_catalog.bool_and(pg_catalog.has_function_privilege(oid, 'EXECUTE')) FROM pg_catalog.pg_proc \
+                   WHERE pronamespace = 'pg_catalog'::pg_catalog.regnamespace AND proname IN ('pg_replication_origin_create', \
+                   'pg_replication_origin_session_setup', 'pg_replication_origin_xact_setup')";
+        let make = format!(
+            "SELECT pg_catalog.pg_replication_origin_create({name}) \
+             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_replication_origin WHERE roname = {name})"
+        );
+        let set = format!("SELECT pg_catalog.pg_replication_origin_session_setup({name})");
+        let setting = async {
+            if first_text(&self.simple(may, doing).await?) != Some("t") {
+                return Ok(false);
+            }
+            self.simple(&make, doing).await?;
+            self.simple(&set, doing).await.map(|_| true)
+        };
+        setting.await.unwrap_or_else(|fault: Fault| {
+            let error = fault.into_error(doing);
+            tracing::info!(error = error.explain(), "writes to PostgreSQL carry no replication origin");
+            false
+        })
+    }
+
     async fn read_cursor(&mut self, options: &TargetOptions) -> Result<(Option<Offset>, Lsn)> {
         let doing = "reading the cursor (table tidelock.replay)";
         let read = format!(
@@ -248,6 +286,44 @@ impl Backend {
             saved.and(rows)
         };
         self.bounded(both, doing).await
+    }
+
+    /// Sets a savepoint and runs prepared statements one after another, in one round trip; answers how many rows each touched. A lock
+    /// is hardly waited for.
+    pub(super) async fn execute_all(
+        &mut self,
+        calls: &[(&Statement, Vec<&(dyn ToSql + Sync)>, &str)],
+    ) -> Result<Vec<u64>, Fault> {
+        let set = format!("{}; SET LOCAL lock_timeout = {LOCK_TIMEOUT_AGAIN_MS}", self.savepoint());
+        let session = &self.session;
+        let mut savepoint = pin!(session.batch_execute(&set));
+        let mut executes: Vec<_> =
+            calls.iter().map(|(statement, parameters, _)| Box::pin(session.execute(*statement, parameters))).collect();
+        let mut saved = None;
+        let mut answers: Vec<Option<Result<u64, tokio_postgres::Error>>> = calls.iter().map(|_| None).collect();
+        // All are on the wire before the first answer is read; the order is that of the first poll.
+        let all = poll_fn(|cx| {
+            if saved.is_none()
+                && let Poll::Ready(done) = savepoint.as_mut().poll(cx)
+            {
+                saved = Some(done);
+            }
+            for (execute, answer) in executes.iter_mut().zip(&mut answers) {
+                if answer.is_none()
+                    && let Poll::Ready(done) = execute.as_mut().poll(cx)
+                {
+                    *answer = Some(done);
+                }
+            }
+            let done = saved.is_some() && answers.iter().all(Option::is_some);
+            if done { Poll::Ready(Ok(())) } else { Poll::Pending }
+        });
+        let doing = "writing a batch at once";
+        self.bounded(all, doing).await?;
+        saved.transpose().map_err(|error| Fault::of(error, doing))?;
+        // Behind the first that failed, the others only say that it did.
+        let answers = answers.into_iter().flatten().zip(calls);
+        answers.map(|(answer, (.., doing))| answer.map_err(|error| Fault::of(error, doing))).collect()
     }
 
     /// The statements that set the savepoint anew.

@@ -10,17 +10,21 @@
 //! * **Told by the stream.** Two logical messages enclose the transaction; the closing one lists the tickets that were
 //!   applied, skipped and refused. So capture recognises our own changes and learns what became of them.
 //! * **One bad row costs one row.** A statement that fails on its data is halved under savepoints until the row at fault
-//!   stands alone; it is refused, and the rest commits.
+//!   stands alone; it is refused, and the rest commits. Rows that exchange unique values are carried out together.
 
+mod at_once;
 mod backend;
+mod exchange;
 mod fault;
 mod plan;
 mod table;
+mod texts;
 mod transaction;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use at_once::Hope;
 use backend::Backend;
 use fault::Fault;
 use plan::{Fate, Tables};
@@ -92,12 +96,13 @@ pub struct PostgresTarget {
     /// The server process of our last session, which may live on for a while.
     previous: Option<i32>,
     tables: Tables,
+    hope: Hope,
 }
 
 impl PostgresTarget {
     /// A target that is not connected yet.
     pub fn new(endpoint: Endpoint, catalog: Arc<Catalog>, options: TargetOptions) -> Self {
-        Self { endpoint, catalog, options, backend: None, previous: None, tables: Tables::new() }
+        Self { endpoint, catalog, options, backend: None, previous: None, tables: Tables::new(), hope: Hope::default() }
     }
 
     /// Takes another catalog into use. The tables are looked at anew.
@@ -144,7 +149,7 @@ impl PostgresTarget {
             let Some(backend) = self.backend.as_mut().filter(|backend| !backend.in_transaction) else {
                 return self.writable().map(|_| Vec::new());
             };
-            let attempt = Attempt::run(backend, &self.options, &self.tables, batch, immediate);
+            let attempt = Attempt::new(backend, &self.options, &self.tables, batch, immediate).run(&mut self.hope);
             let fault = match Box::pin(attempt).await {
                 Ok(fates) => return Ok(fates),
                 Err(fault) => fault,

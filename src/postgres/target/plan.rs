@@ -193,6 +193,7 @@ mod tests {
             replica_identity: 'd',
             logged: true,
             row_security: false,
+            has_rules: false,
             columns: columns.collect(),
             unique: Vec::new(),
             triggers: Vec::new(),

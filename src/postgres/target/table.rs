@@ -4,22 +4,35 @@
 //! server and cast to the columns' types. Casts are to types without length, so that a value that does not fit is an error
 //! of the assignment and is never cut in silence.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use postgres_protocol::escape::escape_identifier;
 
 use crate::change::{FieldId, FieldKind, MappingDef, Value, WriteKind};
 use crate::error::{Error, Kind, Result};
-use crate::flow::Write;
+use crate::flow::{Write, WriteValue};
 use crate::mapping::{to_postgres, to_postgres_array};
 use crate::postgres::introspect::{ColumnDetail, TableDetail};
+
+use super::texts::Texts;
 
 /// Heroku Connect's bookkeeping columns: a row that we write says that it is in step.
 const LAST_OPERATION: &str = "_hc_lastop";
 const LAST_ERROR: &str = "_hc_err";
 
+const OID_BOOL: u32 = 16;
+const OID_INT8: u32 = 20;
+const OID_INT2: u32 = 21;
+const OID_INT4: u32 = 23;
 const OID_TEXT: u32 = 25;
+const OID_FLOAT8: u32 = 701;
 const OID_VARCHAR: u32 = 1043;
+const OID_DATE: u32 = 1082;
+const OID_TIME: u32 = 1083;
+const OID_TIMESTAMP: u32 = 1114;
+const OID_TIMESTAMPTZ: u32 = 1184;
+const OID_NUMERIC: u32 = 1700;
 
 /// A column as statements name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +84,9 @@ pub(super) struct Table {
     pub(super) external: Option<FieldId>,
     /// Naming fields that a unique index guards.
     enforced: BTreeSet<FieldId>,
-    /// Whether `ON CONFLICT` can be used: it cannot where a unique index is deferrable.
+    /// Fields that a unique index guards and that can be null.
+    vacated: BTreeSet<FieldId>,
+    /// Whether `ON CONFLICT` can be used: it cannot where a unique index is deferrable, nor beside rules.
     on_conflict: bool,
     /// Whether it has Heroku Connect's bookkeeping columns.
     bookkeeping: bool,
@@ -114,7 +129,11 @@ impl Table {
             .filter(|def| detail.enforces(&def.column))
             .map(|def| def.id)
             .collect();
+        let guarded = |column: &str| detail.unique.iter().any(|index| index.columns.iter().any(|name| name == column));
+        let nullable = |column: &str| detail.column(column).is_some_and(|column| column.nullable);
+        let vacated = mapping.fields.iter().filter(|def| guarded(&def.column) && nullable(&def.column));
         Ok(Self {
+            vacated: vacated.map(|def| def.id).collect(),
             quoted: format!("{}.{}", escape_identifier(&mapping.schema), escape_identifier(&mapping.table)),
             label,
             keys,
@@ -123,7 +142,7 @@ impl Table {
             id,
             external: mapping.external_id,
             enforced,
-            on_conflict: detail.unique.iter().all(|index| index.immediate),
+            on_conflict: !detail.has_rules && detail.unique.iter().all(|index| index.immediate),
             bookkeeping: [LAST_OPERATION, LAST_ERROR].iter().all(|name| detail.column(name).is_some()),
         })
     }
@@ -238,8 +257,9 @@ impl Table {
         )
     }
 
-    /// Parameters: ordinals; one array per key column; one per field.
-    pub(super) fn update(&self, fields: &[FieldId]) -> String {
+    /// Parameters: ordinals; one array per key column; one per field; one per field that is compared. A row that holds something
+    /// else in one of the latter is left as it is.
+    pub(super) fn update(&self, fields: &[FieldId], compared: &[FieldId]) -> String {
         let mut sets = Vec::new();
         for (n, id) in fields.iter().enumerate() {
             if let Some(field) = self.fields.get(id) {
@@ -252,22 +272,69 @@ impl Table {
             sets.push(format!("{} = NULL", escape_identifier(LAST_ERROR)));
         }
         format!(
+            "UPDATE {} AS t SET {} FROM {} WHERE {}{}",
+            self.quoted,
+            sets.join(", "),
+            source(self.keys.len(), fields.len() + compared.len()),
+            matches(&self.located(Locator::Key)),
+            self.holds(compared, fields.len()),
+        )
+    }
+
+    /// Whether the field's value can be taken away for a while, so that another row can have it.
+    pub(super) fn is_vacated(&self, field: FieldId) -> bool {
+        self.vacated.contains(&field)
+    }
+
+    /// Parameters: ordinals; one array per key column. Takes the values of these fields away.
+    pub(super) fn vacate(&self, fields: &[FieldId]) -> String {
+        let sets: Vec<String> = self.columns(fields).map(|column| format!("{} = NULL", column.quoted)).collect();
+        format!(
             "UPDATE {} AS t SET {} FROM {} WHERE {}",
             self.quoted,
             sets.join(", "),
-            source(self.keys.len(), fields.len()),
+            source(self.keys.len(), 0),
             matches(&self.located(Locator::Key)),
         )
     }
 
-    /// Parameters: ordinals; one array per key column.
-    pub(super) fn delete(&self) -> String {
+    /// Parameters: ordinals; one array per key column; one per field that is compared. A row that holds something else in one of
+    /// the latter is left as it is.
+    pub(super) fn delete(&self, compared: &[FieldId]) -> String {
         format!(
-            "DELETE FROM {} AS t USING {} WHERE {}",
+            "DELETE FROM {} AS t USING {} WHERE {}{}",
             self.quoted,
-            source(self.keys.len(), 0),
+            source(self.keys.len(), compared.len()),
             matches(&self.located(Locator::Key)),
+            self.holds(compared, 0),
         )
+    }
+
+    /// The condition that a row of `t` holds the expected values, which are those of the source from `first` on.
+    fn holds(&self, compared: &[FieldId], first: usize) -> String {
+        let tests = self.columns(compared).enumerate().map(|(n, column)| {
+            let (own, expected) = (&column.quoted, column.value(&format!("w.v{}", first + n)));
+            // By its bytes, whatever the column's own collation takes for the same.
+            let bytes = if column.is_text() { "::pg_catalog.text COLLATE pg_catalog.\"C\"" } else { "" };
+            format!(" AND t.{own}{bytes} IS NOT DISTINCT FROM {expected}")
+        });
+        tests.collect()
+    }
+
+    /// The parameter for a field: of each write the text of one of its values, which `choose` takes.
+    pub(super) fn column_of<'a>(
+        &self,
+        id: FieldId,
+        writes: impl Iterator<Item = &'a Write>,
+        choose: fn(&WriteValue) -> &Value,
+    ) -> Texts {
+        let mut texts = Texts::default();
+        let described = self.fields.get(&id);
+        for write in writes {
+            let value = write.values.iter().find(|value| value.field == id).map(choose);
+            texts.push(described.zip(value).and_then(|(field, value)| field.print(value)).as_deref());
+        }
+        texts
     }
 
     fn columns<'a>(&'a self, fields: &'a [FieldId]) -> impl Iterator<Item = &'a Column> {
@@ -286,12 +353,31 @@ impl Field {
     /// The text to write for a value, which the server can cast to the column's type.
     ///
     /// An array is a list of choices to a multi-select picklist. To any other field it is its text.
-    pub(super) fn print(&self, value: &Value) -> Option<String> {
+    pub(super) fn print<'a>(&self, value: &'a Value) -> Option<Cow<'a, str>> {
         if self.kind == FieldKind::MultiPicklist && self.column.cast.ends_with("[]") {
-            to_postgres_array(&self.kind, value)
+            to_postgres_array(&self.kind, value).map(Cow::Owned)
         } else {
             to_postgres(&self.kind, value)
         }
+    }
+
+    /// Whether two values of the column that are equal to the server are equal canonically. So they are not where its equality
+    /// is loose (`citext`, `interval`, `jsonb`), or where the field takes the text of another type as it is (`1.0` and `1.00`).
+    pub(super) fn is_compared(&self) -> bool {
+        let types: &[u32] = match self.kind {
+            FieldKind::Text { .. }
+            | FieldKind::Picklist
+            | FieldKind::MultiPicklist
+            | FieldKind::Relationship { .. }
+            | FieldKind::Id
+            | FieldKind::Reference { .. } => &[OID_TEXT, OID_VARCHAR],
+            FieldKind::Boolean => &[OID_BOOL],
+            FieldKind::Integer | FieldKind::Number { .. } => &[OID_INT2, OID_INT4, OID_INT8, OID_FLOAT8, OID_NUMERIC],
+            FieldKind::Date => &[OID_DATE],
+            FieldKind::DateTime => &[OID_TIMESTAMP, OID_TIMESTAMPTZ],
+            FieldKind::Time => &[OID_TIME],
+        };
+        types.contains(&self.column.type_oid)
     }
 }
 
@@ -305,13 +391,18 @@ impl Column {
         }
     }
 
+    fn is_text(&self) -> bool {
+        matches!(self.type_oid, OID_TEXT | OID_VARCHAR)
+    }
+
     /// The column of `table` as the text that the type's output function gives, which is what the stream carries. A cast
     /// to text gives another for some types (`t` and `true`, `10.0.0.1` and `10.0.0.1/32`).
     fn text(&self, table: &str) -> String {
         let column = format!("{table}.{}", self.quoted);
-        match self.type_oid {
-            OID_TEXT | OID_VARCHAR => format!("{column}::pg_catalog.text"),
-            _ => format!("CASE WHEN {column} IS DISTINCT FROM NULL THEN pg_catalog.concat({column}) END"),
+        if self.is_text() {
+            format!("{column}::pg_catalog.text")
+        } else {
+            format!("CASE WHEN {column} IS DISTINCT FROM NULL THEN pg_catalog.concat({column}) END")
         }
     }
 

@@ -1,22 +1,27 @@
 //! One attempt at a batch: one transaction.
 //!
 //! 1. Open: mark the transaction as ours, check that the cursor is where we left it (nobody else writes for this link).
-//! 2. Look at every row that is to be updated or deleted, lock it, and compare it with what the log believes. Nobody's lock is
+//! 2. Try the whole batch at once (see [`super::at_once`]). If that is in vain:
+//! 3. Look at every row that is to be updated or deleted, lock it, and compare it with what the log believes. Nobody's lock is
 //!    waited for.
-//! 3. Carry out the groups. Each runs under a savepoint; one that fails on its data, or on a user's lock, is halved until the rows
+//! 4. Carry out the groups. Each runs under a savepoint; one that fails on its data, or on a user's lock, is halved until the rows
 //!    at fault stand alone, and the rest goes through.
-//! 4. Close: deferred constraints, the cursor, the closing message with what was applied and what was skipped; commit.
+//! 5. Close: deferred constraints, the cursor, the closing message with what was applied and what was skipped; commit.
+
+use std::borrow::Cow;
 
 use postgres_protocol::escape::escape_literal;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use super::TargetOptions;
+use super::at_once::Hope;
 use super::backend::{Backend, ticket};
 use super::fault::{Fault, Refusal};
 use super::plan::{Fate, Group, Search, Tables, groups, searches};
 use super::table::{Field, Locator, Table};
-use crate::change::{FieldId, Key, Offset, Str, Value, WriteKind};
+use super::texts::Texts;
+use crate::change::{FieldId, Key, Lsn, Offset, Str, Value, WriteKind};
 use crate::error::{Error, Kind};
 use crate::flow::Write;
 use crate::mapping::{from_postgres, normalise};
@@ -40,14 +45,14 @@ type KeyText = Vec<Str>;
 
 /// A transaction under way.
 pub(super) struct Attempt<'a> {
-    backend: &'a mut Backend,
-    options: &'a TargetOptions,
-    tables: &'a Tables,
-    batch: &'a [Write],
+    pub(super) backend: &'a mut Backend,
+    pub(super) options: &'a TargetOptions,
+    pub(super) tables: &'a Tables,
+    pub(super) batch: &'a [Write],
     /// Whether deferrable constraints are checked by each statement, so that a violation is found at its row.
     immediate: bool,
-    fates: Vec<Fate>,
-    keys: Vec<Option<KeyText>>,
+    pub(super) fates: Vec<Fate>,
+    pub(super) keys: Vec<Option<KeyText>>,
 }
 
 /// By what rows are looked for.
@@ -72,24 +77,35 @@ enum Ran {
 }
 
 impl<'a> Attempt<'a> {
-    /// Carries the batch out and commits. The answer has one fate per write, none of them open.
-    pub(super) async fn run(
+    /// An attempt that has not begun.
+    pub(super) fn new(
         backend: &'a mut Backend,
         options: &'a TargetOptions,
         tables: &'a Tables,
         batch: &'a [Write],
         immediate: bool,
-    ) -> Result<Vec<Fate>, Fault> {
-        let keys = batch.iter().map(|write| write.key.as_ref().map(Key::parts)).collect();
-        let fates = vec![Fate::Open; batch.len()];
-        let mut attempt = Self { backend, options, tables, batch, immediate, fates, keys };
-        attempt.open().await?;
-        attempt.compare_all().await?;
-        attempt.skip_existing().await?;
-        attempt.carry_out().await?;
-        attempt.put_off_waiting();
-        attempt.close().await?;
-        Ok(attempt.fates)
+    ) -> Self {
+        Self { backend, options, tables, batch, immediate, fates: vec![Fate::Open; batch.len()], keys: Vec::new() }
+    }
+
+    /// Carries the batch out and commits. The answer has one fate per write, none of them open.
+    pub(super) async fn run(mut self, hope: &mut Hope) -> Result<Vec<Fate>, Fault> {
+        self.open().await?;
+        let mut done = false;
+        if !self.immediate && hope.is_there() {
+            done = self.at_once().await?;
+            hope.tried(done);
+        }
+        if !done {
+            self.keys = self.batch.iter().map(|write| write.key.as_ref().map(Key::parts)).collect();
+            self.compare_all().await?;
+            self.skip_existing().await?;
+            self.carry_out().await?;
+            self.exchange().await?;
+            self.put_off_waiting();
+        }
+        self.close().await?;
+        Ok(self.fates)
     }
 
     async fn open(&mut self) -> Result<(), Fault> {
@@ -227,45 +243,34 @@ impl<'a> Attempt<'a> {
     }
 
     /// The texts by which rows are looked for: one array for each column.
-    fn sought(&self, members: &[usize], sought: Sought, table: &Table) -> Vec<Vec<Option<String>>> {
+    fn sought(&self, members: &[usize], sought: Sought, table: &Table) -> Vec<Texts> {
         match sought {
-            Sought::Located(locator) => {
-                let width = if locator == Locator::Key { table.key_width() } else { 1 };
-                let mut texts = vec![Vec::with_capacity(members.len()); width];
-                for place in members {
-                    let located = self.located(*place, locator, table);
-                    for (n, column) in texts.iter_mut().enumerate() {
-                        column.push(located.as_ref().and_then(|parts| parts.get(n)).map(ToString::to_string));
-                    }
-                }
-                texts
-            }
+            Sought::Located(Locator::Key) => self.key_texts(members, table),
+            Sought::Located(Locator::Field(field)) => vec![self.naming_texts(members, field, table)],
             Sought::Own { with_key } => {
                 let mut texts = if with_key { self.key_texts(members, table) } else { Vec::new() };
-                for field in table.naming() {
-                    texts.push(members.iter().map(|place| self.naming(*place, field, table)).collect());
-                }
+                texts.extend(table.naming().into_iter().map(|field| self.naming_texts(members, field, table)));
                 texts
             }
         }
     }
 
-    /// The texts by which a write finds its row.
-    fn located(&self, place: usize, locator: Locator, table: &Table) -> Option<KeyText> {
-        match locator {
-            Locator::Key => self.keys.get(place).cloned().flatten(),
-            Locator::Field(field) => self.naming(place, field, table).map(|text| vec![Str::from(text)]),
+    /// The texts of a naming field of these writes: the Salesforce id or the external id.
+    fn naming_texts(&self, members: &[usize], field: FieldId, table: &Table) -> Texts {
+        let mut texts = Texts::default();
+        for place in members {
+            texts.push(self.naming(*place, field, table).as_deref());
         }
+        texts
     }
 
-    /// The text of a naming field of a write: the Salesforce id or the external id.
-    fn naming(&self, place: usize, field: FieldId, table: &Table) -> Option<String> {
+    fn naming(&self, place: usize, field: FieldId, table: &Table) -> Option<Cow<'_, str>> {
         let write = self.batch.get(place)?;
         let told = if Some(field) == table.id { &write.salesforce_id } else { &write.external_id };
         let value = write.values.iter().find(|value| value.field == field).map(|value| &value.value);
         match (value, write.kind) {
             (Some(value), WriteKind::Create) if !value.is_null() => table.fields.get(&field)?.print(value),
-            _ => told.as_ref().map(ToString::to_string),
+            _ => told.as_deref().map(Cow::Borrowed),
         }
     }
 
@@ -378,25 +383,13 @@ impl<'a> Attempt<'a> {
     async fn execute(&mut self, group: &Group, table: &Table, members: &[usize], yielding: bool) -> Result<Ran, Fault> {
         let (sql, doing) = match group.kind {
             WriteKind::Create => (table.insert(group.with_key, &group.fields, yielding), "inserting into"),
-            WriteKind::Update => (table.update(&group.fields), "updating"),
-            WriteKind::Delete => (table.delete(), "deleting from"),
+            WriteKind::Update => (table.update(&group.fields, &[]), "updating"),
+            WriteKind::Delete => (table.delete(&[]), "deleting from"),
         };
         let doing = format!("{doing} {}", table.label);
         let keyed = group.kind != WriteKind::Create || group.with_key;
         let mut texts = if keyed { self.key_texts(members, table) } else { Vec::new() };
-        for field in &group.fields {
-            let described = table.fields.get(field);
-            texts.push(
-                members
-                    .iter()
-                    .map(|place| {
-                        let write = self.batch.get(*place)?;
-                        let value = write.values.iter().find(|value| value.field == *field)?;
-                        described?.print(&value.value)
-                    })
-                    .collect(),
-            );
-        }
+        texts.extend(self.value_texts(members, &group.fields, table));
         let ordinals: Vec<i32> = members.iter().map(|place| *place as i32).collect();
         let touched = match self.backend.prepare(&sql, &doing).await {
             Ok(statement) => self.backend.execute_guarded(&statement, &parameters(&ordinals, &texts), &doing).await,
@@ -417,13 +410,22 @@ impl<'a> Attempt<'a> {
         Ok(ran)
     }
 
-    fn key_texts(&self, members: &[usize], table: &Table) -> Vec<Vec<Option<String>>> {
-        (0..table.key_width())
-            .map(|n| {
-                let part = |place: &usize| self.keys.get(*place)?.as_ref()?.get(n).map(ToString::to_string);
-                members.iter().map(part).collect()
-            })
-            .collect()
+    /// What these writes write to these fields.
+    pub(super) fn value_texts(&self, members: &[usize], fields: &[FieldId], table: &Table) -> Vec<Texts> {
+        let writes = || members.iter().filter_map(|place| self.batch.get(*place));
+        fields.iter().map(|field| table.column_of(*field, writes(), |value| &value.value)).collect()
+    }
+
+    pub(super) fn key_texts(&self, members: &[usize], table: &Table) -> Vec<Texts> {
+        let column = |n: usize| {
+            let mut texts = Texts::default();
+            for place in members {
+                let key = self.keys.get(*place).and_then(Option::as_ref);
+                texts.push(key.and_then(|parts| parts.get(n)).map(Str::as_str));
+            }
+            texts
+        };
+        (0..table.key_width()).map(column).collect()
     }
 
     /// A single write that touched no row, without an error.
@@ -493,6 +495,13 @@ impl<'a> Attempt<'a> {
         }
         if let Some(Offset(ticket)) = highest {
             statements.push(format!("UPDATE tidelock.replay SET ticket = {ticket} WHERE {}", self.cursor_row()));
+            if self.backend.has_origin {
+                // Without a time of its own the transaction would have that of the session's first.
+                let at = Lsn(ticket);
+                statements.push(format!(
+                    "SELECT pg_catalog.pg_replication_origin_xact_setup('{at}', pg_catalog.clock_timestamp())"
+                ));
+            }
         }
         statements.push(end(&message.to_string()));
         self.backend.simple(&statements.join("; "), doing).await?;
@@ -505,7 +514,7 @@ impl<'a> Attempt<'a> {
         self.fates.get(place) == Some(&Fate::Open)
     }
 
-    fn settle(&mut self, place: usize, fate: Fate) {
+    pub(super) fn settle(&mut self, place: usize, fate: Fate) {
         if let Some(slot) = self.fates.get_mut(place) {
             *slot = fate;
         }
@@ -565,7 +574,8 @@ fn halve(members: &[usize], parts: &mut Vec<Vec<usize>>) {
     parts.push(first.to_vec());
 }
 
-fn parameters<'a>(ordinals: &'a Vec<i32>, texts: &'a [Vec<Option<String>>]) -> Vec<&'a (dyn ToSql + Sync)> {
+/// The parameters of a statement over a batch.
+pub(super) fn parameters<'a>(ordinals: &'a Vec<i32>, texts: &'a [Texts]) -> Vec<&'a (dyn ToSql + Sync)> {
     let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![ordinals];
     parameters.extend(texts.iter().map(|column| column as &(dyn ToSql + Sync)));
     parameters

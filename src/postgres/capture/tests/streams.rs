@@ -85,6 +85,30 @@ async fn our_own_transactions_are_marked_and_those_of_other_links_are_not() {
 }
 
 #[tokio::test]
+async fn a_step_in_between_of_our_own_is_left_out() {
+    let catalog = table_catalog();
+    let server = server_with(TABLE, ServerSettings::default(), &catalog).await;
+    let log = MemoryLog::new();
+    let capture = Running::start(config(&server, &catalog, None), &log);
+    let tell = |message: &str| format!("SELECT pg_logical_emit_message(true, 'tidelock', '{message}');");
+    let aside = |link: &str, rows: &str| tell(&format!("{{\"aside\":{{\"link\":\"{link}\",\"rows\":{rows}}}}}"));
+    let open = tell("{\"open\":{\"link\":\"main\"}}");
+    let exchange = format!(
+        "INSERT INTO t VALUES (1), (2), (3); BEGIN; {open} {} UPDATE t SET name = 'between' WHERE id < 4; {} \
+         UPDATE t SET name = 'after' WHERE id < 4; COMMIT;",
+        aside("main", "[[1, [\"1\", \"2\"]]]"),
+        aside("main", "[]"),
+    );
+    // A user's transaction has no steps in between, whatever it says.
+    let by_user = format!("BEGIN; {} UPDATE t SET name = 'user' WHERE id = 1; COMMIT", aside("main", "[[1, [\"1\"]]]"));
+    server.execute(&(exchange + &by_user)).await.unwrap();
+    log.wait_for("all rows", |log| log.rows().len() >= 3 + 4 + 1).await;
+    let keys: Vec<String> = log.rows().iter().skip(3).map(|r| r.key.as_ref().unwrap().0.to_string()).collect();
+    assert_eq!(keys, ["3", "1", "2", "3", "1"]);
+    capture.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_truncate_that_comes_through_is_on_record() {
     let catalog = table_catalog();
     let server = server_with(TABLE, ServerSettings::default(), &catalog).await;
