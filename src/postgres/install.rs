@@ -59,7 +59,7 @@ pub struct Step {
 }
 
 impl Step {
-    fn new(reason: impl Into<String>, sql: impl Into<String>) -> Self {
+    pub(super) fn new(reason: impl Into<String>, sql: impl Into<String>) -> Self {
         Self { reason: reason.into(), sql: sql.into() }
     }
 }
