@@ -46,6 +46,7 @@ CREATE INDEX IF NOT EXISTS _trigger_log_idx_created_at ON @schema@._trigger_log 
 CREATE INDEX IF NOT EXISTS _trigger_log_idx_state_id ON @schema@._trigger_log (state, id);
 CREATE INDEX IF NOT EXISTS _trigger_log_idx_state_table_name ON @schema@._trigger_log (state, table_name)
     WHERE state = 'NEW' OR state = 'PENDING';
+CREATE INDEX IF NOT EXISTS _trigger_log_idx_txid ON @schema@._trigger_log (txid);
 CREATE INDEX IF NOT EXISTS _trigger_log_archive_idx_created_at ON @schema@._trigger_log_archive (created_at);
 CREATE INDEX IF NOT EXISTS _trigger_log_archive_idx_record_id ON @schema@._trigger_log_archive (record_id);
 CREATE INDEX IF NOT EXISTS _trigger_log_archive_idx_state_table_name ON @schema@._trigger_log_archive (state, table_name)
@@ -60,6 +61,7 @@ CREATE TABLE IF NOT EXISTS @schema@._tidelock_log (
     "values"   text,
     actor      text
 );
+CREATE INDEX IF NOT EXISTS _tidelock_log_idx_txid ON @schema@._tidelock_log (txid);
 CREATE TABLE IF NOT EXISTS @schema@._tidelock_stream (
     id             text PRIMARY KEY,
     tables         jsonb NOT NULL,

@@ -1,7 +1,8 @@
 //! Everything that speaks to PostgreSQL.
 //!
 //! [`endpoint`] and [`connect`] open every connection. [`wire`] and [`pgoutput`] are the replication protocol, [`slot`] what it
-//! reads from, [`capture`] the stream into the change log, [`backfill`] what was there before.
+//! reads from, [`capture`] the stream into the change log (from the server's log, or from triggers), [`backfill`] what was there before,
+//! [`marks`] how our own messages get into the stream.
 
 pub mod backfill;
 pub mod capture;

@@ -14,7 +14,7 @@ mod store;
 mod table;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -190,6 +190,14 @@ impl<I: Intake> Reader<'_, I> {
         // A place is known from the start.
         let mut beat_due = self.told.is_none();
         loop {
+            if beaten_at.elapsed() >= self.config.heartbeat {
+                beaten_at = Instant::now();
+                beat_due = true;
+                self.look_at_tables().await?;
+                if self.config.archive_days > 0 {
+                    self.store.trim(self.config.archive_days).await?;
+                }
+            }
             let batch = match begun.take() {
                 Some(batch) => Some(batch),
                 None => self.store.begin(beat_due).await?,
@@ -205,14 +213,6 @@ impl<I: Intake> Reader<'_, I> {
                 () = cancel.cancelled() => return Ok(()),
                 () = wake.notified() => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
-            }
-            if beaten_at.elapsed() >= self.config.heartbeat {
-                beaten_at = Instant::now();
-                beat_due = true;
-                self.look_at_tables().await?;
-                if self.config.archive_days > 0 {
-                    self.store.trim(self.config.archive_days).await?;
-                }
             }
         }
     }
@@ -249,12 +249,12 @@ impl<I: Intake> Reader<'_, I> {
                     self.offer_events().await?;
                 }
             }
+            if told < store::PAGE {
+                break;
+            }
             if cancel.is_cancelled() {
                 self.settle_all().await?;
                 return Ok(false);
-            }
-            if told < store::PAGE {
-                break;
             }
         }
         self.store.close_rows().await?;

@@ -97,7 +97,8 @@ impl Store {
         let quoted = escape_identifier(schema);
         // A batch must be durable before it is told, whatever the server's default.
         let sql = format!(
-            "SET synchronous_commit = local; SET lock_timeout = '30s'; SET default_transaction_read_only = off; \
+            "SET synchronous_commit = local; SET lock_timeout = '30s'; SET statement_timeout = '10min'; \
+             SET default_transaction_read_only = off; \
              SET default_transaction_isolation = 'read committed'; SET idle_in_transaction_session_timeout = 0; \
              LISTEN {}; SELECT pg_catalog.pg_try_advisory_lock({ADVISORY_CLASS}, pg_catalog.hashtext({})), \
              pg_catalog.current_setting('track_commit_timestamp')",

@@ -19,7 +19,8 @@ const SCHEMA: &str = "public";
 
 /// As Heroku Postgres is: no logical replication.
 async fn server() -> PostgresServer {
-    PostgresServer::start(ServerSettings::default().with("wal_level", "replica")).await.unwrap()
+    let settings = ServerSettings::default().with("wal_level", "replica").with("deadlock_timeout", "100ms");
+    PostgresServer::start(settings).await.unwrap()
 }
 
 fn tables(catalog: &Catalog) -> Vec<(String, Vec<String>)> {
@@ -236,7 +237,7 @@ async fn crossing_transactions_and_crashes_lose_nothing() {
                 dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 (dice >> 33) % n
             };
-            for n in 0..80 {
+            for n in 0..40 {
                 let mut sql = String::from("BEGIN; ");
                 for part in 0..=next(3) {
                     let (id, name) = (next(8), format!("{letter}{n}.{part}"));
@@ -589,4 +590,85 @@ async fn the_installation_is_planned_once_adopts_heroku_connects_log_and_is_take
     assert_eq!(server.value("SELECT count(*) FROM _trigger_log_archive").await.unwrap().as_deref(), Some("3"));
     let steps = install::plan(&session, SCHEMA, &tables).await.unwrap();
     apply(&mut session, &steps).await.unwrap();
+}
+
+/// A batch with a window in it, which ends where the batch does: rows have the places that they have without it.
+#[test]
+fn a_copied_chunk_comes_last_and_moves_no_places() {
+    use crate::postgres::capture::watermark::{Chunk, ChunkRow, Snapshot, Window};
+    use crate::postgres::introspect::TableDetail;
+
+    let catalog = table_catalog();
+    let detail = TableDetail {
+        oid: 1,
+        relkind: 'r',
+        schema: "public".into(),
+        table: "t".into(),
+        owner: "o".into(),
+        replica_identity: 'd',
+        logged: true,
+        row_security: false,
+        columns: Vec::new(),
+        unique: Vec::new(),
+        triggers: Vec::new(),
+        indexed: Vec::new(),
+    };
+    let logged = |txid, action, table, values| assemble::Logged {
+        txid,
+        action,
+        table,
+        record_id: None,
+        old: None,
+        values: Some(values),
+        actor: None,
+        committed_at: 5,
+    };
+    let insert = |txid, values| logged(txid, "INSERT", "t", values);
+    let message = |txid, content| logged(txid, "MESSAGE", "tidelock.backfill", content);
+    let told = |handle: &CaptureHandle| {
+        let mut assembler = Assembler::new(STREAM, "main", Windows::new(handle.clone(), []));
+        let table = LoggedTable::new(&catalog.mappings[0], &detail).unwrap();
+        assembler.set_tables([("t".to_owned(), table)].into());
+        assembler.begin_batch(Lsn(90));
+        for row in [
+            insert(1, r#""id"=>"1", "name"=>"a", "sfid"=>NULL"#),
+            message(2, r#"{"low":"w"}"#),
+            message(3, r#"{"high":"w"}"#),
+            insert(4, r#""id"=>"2", "name"=>"b", "sfid"=>NULL"#),
+            logged(4, "INSERT", "unmapped", "x"),
+            insert(4, r#""id"=>"3", "name"=>"c", "sfid"=>NULL"#),
+        ] {
+            assembler.push(&row).unwrap();
+        }
+        assembler.end_batch().unwrap();
+        let events = assembler.take().unwrap().batch.events;
+        let place = |event: &crate::flow::Event| match (&event.position, &event.item) {
+            (Position::Postgres { index, .. }, Item::Row(row)) => Some((row.key.clone().unwrap().to_string(), *index)),
+            _ => None,
+        };
+        (events.iter().filter_map(place).collect::<Vec<_>>(), events.last().unwrap().transaction.clone())
+    };
+    let row = |key: &str, index| (key.to_owned(), index);
+    let (without, last) = told(&CaptureHandle::new());
+    assert_eq!(without, [row("1", 1), row("2", 4), row("3", 6)]);
+    assert_eq!((last.id.as_str(), last.index, last.last), ("4", 2, true));
+    let handle = CaptureHandle::new();
+    let (chunk_tx, chunk) = oneshot::channel();
+    let (outcome, _waiting) = oneshot::channel();
+    handle.announce(Window { id: "w".into(), mapping: MappingId(1), chunk, outcome }).unwrap();
+    let read =
+        |key: &str| ChunkRow { key: crate::change::Key::from_parts([key]), salesforce_id: None, fields: Vec::new() };
+    chunk_tx
+        .send(Chunk {
+            rows: vec![read("1"), read("2"), read("7")],
+            missing: Vec::new(),
+            snapshot: Snapshot::parse("9:9:").unwrap(),
+            rows_total: 3,
+            after: "7".into(),
+            finished: true,
+        })
+        .unwrap();
+    let (with, last) = told(&handle);
+    assert_eq!(with, [row("1", 1), row("2", 4), row("3", 6), row("1", 7), row("7", 8)]);
+    assert_eq!((last.id.as_str(), last.last), ("3", true), "the notice ends it");
 }
