@@ -41,6 +41,7 @@ async fn findings(config: &Config) -> Result<Vec<Finding>> {
         catalog: &catalog,
         publication: &config.postgres.publication,
         slot: &config.postgres.slot,
+        capture: config.postgres.capture,
         stage,
     };
     findings.extend(postgres::preflight(request).await?);

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::app;
 use crate::change::Catalog;
-use crate::config::{self, Config};
+use crate::config::{self, Capture, Config};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::connect::Session;
 use crate::postgres::{install, slot};
@@ -29,7 +29,8 @@ pub(super) async fn run(arguments: Arguments, path: &Path, output: Output) -> Re
     let done = install(&config, arguments.dry_run).await?;
     if output.is_json() {
         output::json(
-            &json!({ "applied": !arguments.dry_run, "steps": done.steps, "slot": done.slot, "slot_was_missing": done.slot_was_missing }),
+            &json!({ "applied": !arguments.dry_run, "steps": done.steps, "slot": done.slot, "slot_was_missing": done.slot_was_missing,
+                "slot_was_there": done.slot_was_there }),
         )?;
         return Ok(Verdict::Good);
     }
@@ -40,9 +41,17 @@ pub(super) async fn run(arguments: Arguments, path: &Path, output: Output) -> Re
     if arguments.dry_run && done.slot_was_missing {
         output::line(&format!("-- and the replication slot {} is made\n", done.slot))?;
     }
-    output::line(&match (arguments.dry_run, done.steps.is_empty() && !done.slot_was_missing) {
-        (true, true) => format!("nothing to do: the schema {schema} has everything, and the slot is there"),
+    if arguments.dry_run && done.slot_was_there {
+        output::line(&format!("-- and the replication slot {} is dropped: triggers capture changes\n", done.slot))?;
+    }
+    let to_do = !done.steps.is_empty() || done.slot_was_missing || done.slot_was_there;
+    output::line(&match (arguments.dry_run, !to_do) {
+        (true, true) => format!("nothing to do: the schema {schema} has everything that capture needs"),
         (true, false) => "nothing was run; leave out --dry-run to run it".into(),
+        (false, _) if config.postgres.capture == Capture::Trigger => format!(
+            "{} steps run; triggers log changes in {schema}._trigger_log; `tidelock check`, then `tidelock run`",
+            done.steps.len(),
+        ),
         (false, _) => format!(
             "{} steps run; publication {} and slot {} are there; `tidelock check`, then `tidelock run`",
             done.steps.len(),
@@ -73,13 +82,16 @@ pub(crate) struct Installed {
     pub(crate) steps: Vec<install::Step>,
     /// The slot's name.
     pub(crate) slot: String,
-    /// Whether there was no such slot.
+    /// Whether there was no such slot, and is to be one.
     pub(crate) slot_was_missing: bool,
+    /// Whether there was such a slot, and is to be none.
+    pub(crate) slot_was_there: bool,
     /// The catalog that the tables were made for.
     pub(crate) catalog: Catalog,
 }
 
-/// Creates schema, tables, triggers, publication and slot, as far as they are missing.
+/// Creates schema, tables, triggers, publication and slot, as far as they are missing, and takes away what the other way of
+/// capturing changes has left.
 pub(crate) async fn install(config: &Config, dry_run: bool) -> Result<Installed> {
     let org = app::salesforce(config)?;
     let described = app::describe(config, &org).await?;
@@ -90,13 +102,24 @@ pub(crate) async fn install(config: &Config, dry_run: bool) -> Result<Installed>
         &described.sobjects,
         config.postgres.numbers,
     );
+    let triggers = config.postgres.capture == Capture::Trigger;
+    let wanted = match triggers {
+        true => wanted.logged_by_triggers(install::TriggerLog::new(&config.postgres.schema, &catalog)),
+        false => wanted,
+    };
     let mut session = Session::open(&app::endpoint(config)).await?;
     let steps = install::plan(&session, &wanted).await?;
-    let slot_was_missing = slot::read_slot(&session, &config.postgres.slot).await?.is_none();
+    let has_slot = slot::read_slot(&session, &config.postgres.slot).await?.is_some();
+    let (slot_was_missing, slot_was_there) = (!has_slot && !triggers, has_slot && triggers);
     if !dry_run {
         install::apply(&mut session, &steps).await?;
-        slot::ensure_slot(&session, &config.postgres.slot).await?;
+        if slot_was_there {
+            slot::drop_stream(&session, &config.postgres.slot, &config.postgres.publication).await?;
+        }
+        if !triggers {
+            slot::ensure_slot(&session, &config.postgres.slot).await?;
+        }
     }
     session.close().await?;
-    Ok(Installed { steps, slot: config.postgres.slot.clone(), slot_was_missing, catalog })
+    Ok(Installed { steps, slot: config.postgres.slot.clone(), slot_was_missing, slot_was_there, catalog })
 }

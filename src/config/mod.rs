@@ -30,7 +30,7 @@ pub use errors::{ConfigError, ConfigErrors};
 pub use http::Http;
 pub use link::{Link, NAME_MAX};
 pub use mapping::{Access, FieldConfig, MappingConfig, default_column};
-pub use postgres::{Numbers, Postgres, SslMode};
+pub use postgres::{Capture, Numbers, Postgres, SslMode};
 pub use replay::Replay;
 pub use salesforce::{Auth, Salesforce};
 

@@ -30,6 +30,17 @@ pub enum SslMode {
     VerifyFull,
 }
 
+/// How changes in the database are captured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Capture {
+    /// From the server's write-ahead log, by logical replication.
+    #[default]
+    Wal,
+    /// From triggers that log changes into a table, as Heroku Connect does: for servers without logical replication.
+    Trigger,
+}
+
 /// What numbers are stored as in mirror tables that `init` makes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -54,7 +65,7 @@ pub struct Postgres {
     pub port: u16,
     /// The database.
     pub dbname: String,
-    /// The role. It needs REPLICATION.
+    /// The role. It needs REPLICATION, unless triggers capture changes.
     pub user: String,
     /// The environment variable that holds the password. With neither this nor `password_file`, the password is the one that fits in
     /// the file that PGPASSFILE names, if it is set. Servers that ask for none (trust, peer, a client certificate) need none of them.
@@ -71,6 +82,11 @@ pub struct Postgres {
     pub sslkey: Option<PathBuf>,
     /// The schema of the mirror tables.
     pub schema: String,
+    /// How changes are captured.
+    pub capture: Capture,
+    /// For how many days captured changes are kept in `_trigger_log_archive`, where triggers capture them; with 0 they are not.
+    #[schemars(range(min = 0, max = 3650))]
+    pub trigger_archive_days: u32,
     /// The replication slot; `tidelock_` and the link's name if left out.
     pub slot: String,
     /// The publication; `tidelock_` and the link's name if left out.
@@ -104,6 +120,8 @@ impl Default for Postgres {
             sslcert: None,
             sslkey: None,
             schema: "salesforce".to_owned(),
+            capture: Capture::default(),
+            trigger_archive_days: 7,
             slot: String::new(),
             publication: String::new(),
             numbers: Numbers::default(),
@@ -118,6 +136,8 @@ const SECTION: &str = "postgres";
 
 /// libpq's variable with the path of its password file.
 const PASSFILE_VARIABLE: &str = "PGPASSFILE";
+/// The channel of the triggers, `<schema>.hc_trigger_log`, is a name of the server's too.
+const TRIGGER_SCHEMA_MAX: usize = NAME_MAX - ".hc_trigger_log".len();
 
 impl Postgres {
     /// Whether the host is the folder of a unix-domain socket.
@@ -153,6 +173,7 @@ impl Postgres {
             doc.fault("postgres.password_file", "both `password_env` and `password_file` are given", "one of the two");
         }
         doc.in_range(SECTION, "heartbeat_seconds", self.heartbeat_seconds, 1..=3600);
+        doc.in_range(SECTION, "trigger_archive_days", self.trigger_archive_days, 0..=3650);
         doc.in_range(SECTION, "connect_timeout_seconds", self.connect_timeout_seconds, 1..=300);
         if let Some(around) = around {
             self.password = match (&self.password_env, &mut self.password_file) {
@@ -197,6 +218,10 @@ impl Postgres {
             doc.fault("postgres.schema", "the schema's name must have 1 to 63 bytes", hint(SECTION, "schema"));
         } else if self.schema.starts_with("pg_") || self.schema == "information_schema" || self.schema == "tidelock" {
             doc.fault("postgres.schema", format!("the schema `{}` is reserved", self.schema), hint(SECTION, "schema"));
+        } else if self.capture == Capture::Trigger && self.schema.len() > TRIGGER_SCHEMA_MAX {
+            let what =
+                format!("with `capture = \"trigger\"`, the schema's name must have at most {TRIGGER_SCHEMA_MAX} bytes");
+            doc.fault("postgres.schema", what, hint(SECTION, "schema"));
         }
     }
 

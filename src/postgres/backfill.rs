@@ -22,6 +22,7 @@ use super::capture::CaptureHandle;
 use super::capture::watermark::{BACKFILL_PREFIX, Chunk, ChunkOutcome, ChunkRow, Snapshot, Window};
 use super::connect::{Session, database_error};
 use super::endpoint::Endpoint;
+use super::marks::Marks;
 use crate::change::{FieldDef, FieldKind, Key, MappingDef, Str, Value};
 use crate::error::{Error, Kind, Result};
 use crate::mapping;
@@ -79,6 +80,7 @@ pub struct Backfill {
     chunk_rows: usize,
     capture: CaptureHandle,
     known: Option<KnownRows>,
+    marks: Marks,
 }
 
 /// A column of the table.
@@ -104,7 +106,20 @@ struct Reading {
 impl Backfill {
     /// A backfill through the capture that the handle belongs to. `chunk_rows` is brought within 2 to 50,000.
     pub fn new(endpoint: Endpoint, mapping: MappingDef, chunk_rows: usize, capture: CaptureHandle) -> Self {
-        Self { endpoint, mapping, chunk_rows: chunk_rows.clamp(2, CHUNK_ROWS_MAX), capture, known: None }
+        Self {
+            endpoint,
+            mapping,
+            chunk_rows: chunk_rows.clamp(2, CHUNK_ROWS_MAX),
+            capture,
+            known: None,
+            marks: Marks::default(),
+        }
+    }
+
+    /// The same with its watermarks where capture reads.
+    #[must_use]
+    pub fn marked_by(self, marks: Marks) -> Self {
+        Self { marks, ..self }
     }
 
     /// The same with the rows that the log knows, for a backfill that begins by looking for them.
@@ -177,12 +192,8 @@ impl Backfill {
 
     async fn emit(&self, session: &Session, which: &str, id: &str) -> Result<()> {
         let content = format!("{{\"{which}\":\"{id}\"}}");
-        let sql = "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2::text)";
-        session
-            .execute(sql, &[&BACKFILL_PREFIX, &content])
-            .await
-            .map(drop)
-            .map_err(|e| self.failed("writing a watermark", e))
+        let sql = self.marks.emit(BACKFILL_PREFIX, &content);
+        session.batch_execute(&sql).await.map_err(|e| self.failed("writing a watermark", e))
     }
 
     async fn read_chunk(&self, session: &Session, reading: &Reading, from: &BackfillProgress) -> Result<Chunk> {

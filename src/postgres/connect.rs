@@ -3,17 +3,20 @@
 //! Every connection of the crate to PostgreSQL starts here, so that `sslmode`, timeouts and advice on errors are the same
 //! for replication and for ordinary sessions. TLS is done before any client library sees the stream.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls};
 use tokio_rustls::TlsConnector;
 
 use super::endpoint::{Endpoint, Host, SslMode, TcpLiveness};
@@ -223,7 +226,11 @@ const SESSION_SETTINGS: &str = "SET datestyle = 'ISO, YMD'; SET timezone = 'UTC'
 ///
 /// The driver must be polled (by an owned task) for the client to make progress; [`Session`] does both.
 pub async fn open_session(endpoint: &Endpoint) -> Result<(Client, SessionDriver)> {
-    match tokio::time::timeout(endpoint.connect_timeout, open_untimed(endpoint)).await {
+    open_waking(endpoint, None).await
+}
+
+async fn open_waking(endpoint: &Endpoint, wake: Option<&Arc<Notify>>) -> Result<(Client, SessionDriver)> {
+    match tokio::time::timeout(endpoint.connect_timeout, open_untimed(endpoint, wake)).await {
         Ok(opened) => opened,
         Err(_) => Err(timed_out(endpoint)),
     }
@@ -235,10 +242,10 @@ pub(crate) fn timed_out(endpoint: &Endpoint) -> Error {
     Error::new(Kind::Unavailable, message)
 }
 
-async fn open_untimed(endpoint: &Endpoint) -> Result<(Client, SessionDriver)> {
+async fn open_untimed(endpoint: &Endpoint, wake: Option<&Arc<Notify>>) -> Result<(Client, SessionDriver)> {
     let mut last = None;
     for encryption in attempts(endpoint) {
-        match open_once(endpoint, *encryption).await {
+        match open_once(endpoint, *encryption, wake).await {
             Ok(opened) => return Ok(opened),
             Err((error, true)) => last = last.or(Some(error)),
             Err((error, false)) => return Err(last.unwrap_or(error)),
@@ -248,7 +255,11 @@ async fn open_untimed(endpoint: &Endpoint) -> Result<(Client, SessionDriver)> {
 }
 
 /// One attempt; on failure, whether another kind of encryption may be let in.
-async fn open_once(endpoint: &Endpoint, encryption: Encryption) -> Result<(Client, SessionDriver), (Error, bool)> {
+async fn open_once(
+    endpoint: &Endpoint,
+    encryption: Encryption,
+    wake: Option<&Arc<Notify>>,
+) -> Result<(Client, SessionDriver), (Error, bool)> {
     let stream = match open_stream(endpoint, encryption).await {
         Ok(stream) => stream,
         Err(error) => {
@@ -267,10 +278,10 @@ async fn open_once(endpoint: &Endpoint, encryption: Encryption) -> Result<(Clien
     }
     let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|e| session_refused(endpoint, e))?;
     let address = endpoint.to_string();
-    let mut driver: SessionDriver =
-        Box::pin(
-            async move { connection.await.map_err(|e| database_error(&format!("the session with {address}"), e)) },
-        );
+    let wake = wake.map(Arc::clone);
+    let mut driver: SessionDriver = Box::pin(async move {
+        drive(connection, wake).await.map_err(|e| database_error(&format!("the session with {address}"), e))
+    });
     let settings = client.batch_execute(SESSION_SETTINGS);
     tokio::select! {
         set = settings => set.map_err(|e| (database_error("setting up the session", e), false))?,
@@ -280,6 +291,19 @@ async fn open_once(endpoint: &Endpoint, encryption: Encryption) -> Result<(Clien
         }
     }
     Ok((client, driver))
+}
+
+/// Polls a connection to its end; wakes whoever waits for a notification.
+async fn drive(
+    mut connection: Connection<BoxedStream, NoTlsStream>,
+    wake: Option<Arc<Notify>>,
+) -> Result<(), tokio_postgres::Error> {
+    while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
+        if let (AsyncMessage::Notification(_), Some(wake)) = (message?, &wake) {
+            wake.notify_one();
+        }
+    }
+    Ok(())
 }
 
 fn session_refused(endpoint: &Endpoint, error: tokio_postgres::Error) -> (Error, bool) {
@@ -313,6 +337,14 @@ impl Session {
     /// Opens a session (see [`open_session`]).
     pub async fn open(endpoint: &Endpoint) -> Result<Self> {
         let (client, connection) = open_session(endpoint).await?;
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        Ok(Self { client, driver })
+    }
+
+    /// Opens a session that wakes whoever waits whenever a notification comes (`LISTEN`).
+    pub async fn listening(endpoint: &Endpoint, wake: &Arc<Notify>) -> Result<Self> {
+        let (client, connection) = open_waking(endpoint, Some(wake)).await?;
         let mut driver = JoinSet::new();
         driver.spawn(connection);
         Ok(Self { client, driver })

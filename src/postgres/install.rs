@@ -7,7 +7,7 @@
 //! * On each mirror table: a trigger that tells the stream who changes it, one that refuses TRUNCATE, and where Salesforce
 //!   owns fields whose foreign edits are refused, one that refuses those.
 //! * `public.get_xmlbinary()`, which functions written for Heroku Connect call.
-//! * The publication that capture reads.
+//! * The publication that capture reads, or the triggers that log changes where there is none (`capture::trigger_log`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
+use super::capture::trigger_log::install as trigger_log;
 use super::connect::database_error;
 use super::introspect::{TableDetail, table_details};
 use crate::change::{Catalog, FieldKind, ForeignEdit, Side};
@@ -59,7 +60,7 @@ pub struct Step {
 }
 
 impl Step {
-    fn new(reason: impl Into<String>, sql: impl Into<String>) -> Self {
+    pub(super) fn new(reason: impl Into<String>, sql: impl Into<String>) -> Self {
         Self { reason: reason.into(), sql: sql.into() }
     }
 }
@@ -97,6 +98,25 @@ pub struct Installation {
     pub publication: String,
     /// The mirror tables.
     pub tables: Vec<MirrorTable>,
+    /// Where triggers log changes instead of a publication.
+    pub triggers: Option<TriggerLog>,
+}
+
+/// A log of triggers, and what is logged there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TriggerLog {
+    /// The schema of the log, and of the tables.
+    pub schema: String,
+    /// The tables, each with its key columns.
+    pub tables: Vec<(String, Vec<String>)>,
+}
+
+impl TriggerLog {
+    /// The log of everything that is mapped.
+    pub fn new(schema: impl Into<String>, catalog: &Catalog) -> Self {
+        let tables = catalog.mappings.iter().map(|m| (m.table.clone(), m.key_columns.clone())).collect();
+        Self { schema: schema.into(), tables }
+    }
 }
 
 impl Installation {
@@ -123,7 +143,17 @@ impl Installation {
                     .collect(),
             })
             .collect();
-        Self { publication: publication.into(), tables }
+        Self { publication: publication.into(), tables, triggers: None }
+    }
+
+    /// The same with changes captured from triggers.
+    #[must_use]
+    pub fn logged_by_triggers(self, log: TriggerLog) -> Self {
+        Self { triggers: Some(log), ..self }
+    }
+
+    fn schemas(&self) -> BTreeSet<&str> {
+        self.tables.iter().map(|table| table.schema.as_str()).collect()
     }
 }
 
@@ -135,9 +165,20 @@ pub async fn plan(client: &Client, installation: &Installation) -> Result<Vec<St
     plan_tables(installation, &state, &mut steps)?;
     plan_functions(&state, &mut steps);
     for table in &installation.tables {
-        plan_triggers(table, &state, &mut steps);
+        plan_triggers(table, installation.triggers.is_none(), &state, &mut steps);
     }
-    plan_publication(installation, &state, &mut steps);
+    match &installation.triggers {
+        Some(log) => {
+            steps.extend(drop_publication(installation, &state));
+            steps.extend(trigger_log::plan(client, &log.schema, &log.tables).await?);
+        }
+        None => {
+            plan_publication(installation, &state, &mut steps);
+            for schema in installation.schemas() {
+                steps.extend(trigger_log::plan_removal(client, schema).await?);
+            }
+        }
+    }
     Ok(steps)
 }
 
@@ -164,11 +205,9 @@ pub async fn apply(client: &mut Client, steps: &[Step]) -> Result<()> {
 /// The replication slot is no part of it, since dropping a slot is no part of a transaction.
 pub async fn plan_removal(client: &Client, link: &str, installation: &Installation) -> Result<Vec<Step>> {
     let state = State::read(client, installation).await?;
-    let mut steps = Vec::new();
-    if state.publication.is_some() {
-        let name = &installation.publication;
-        let sql = format!("DROP PUBLICATION IF EXISTS {}", escape_identifier(name));
-        steps.push(Step::new(format!("drop publication {name}"), sql));
+    let mut steps = Vec::from_iter(drop_publication(installation, &state));
+    for schema in installation.schemas() {
+        steps.extend(trigger_log::plan_removal(client, schema).await?);
     }
     let last = match &state.replay {
         Some(_) => others(client, link).await? == 0,
@@ -196,6 +235,13 @@ pub async fn plan_removal(client: &Client, link: &str, installation: &Installati
         steps.push(Step::new("forget the cursors of the link; other links go on", sql));
     }
     Ok(steps)
+}
+
+fn drop_publication(installation: &Installation, state: &State) -> Option<Step> {
+    state.publication.as_ref()?;
+    let name = &installation.publication;
+    let sql = format!("DROP PUBLICATION IF EXISTS {}", escape_identifier(name));
+    Some(Step::new(format!("drop publication {name}"), sql))
 }
 
 /// How many other links have cursors in the database.
@@ -405,7 +451,8 @@ fn body(sql: &str) -> Option<&str> {
     sql.split("$tidelock$").nth(1)
 }
 
-fn plan_triggers(table: &MirrorTable, state: &State, steps: &mut Vec<Step>) {
+/// `streamed`: whether the server's own log is captured, which does not tell who changes a table.
+fn plan_triggers(table: &MirrorTable, streamed: bool, state: &State, steps: &mut Vec<Step>) {
     let quoted = table.quoted();
     let label = table.label();
     let actor = format!(
@@ -418,7 +465,7 @@ fn plan_triggers(table: &MirrorTable, state: &State, steps: &mut Vec<Step>) {
     );
     let detail = state.table(table);
     let mut wanted = vec![
-        (TRIGGER_ACTOR, format!("tell the stream who changes {label}"), Some(actor)),
+        (TRIGGER_ACTOR, format!("tell the stream who changes {label}"), Some(actor).filter(|_| streamed)),
         (TRIGGER_TRUNCATE, format!("refuse TRUNCATE of {label}"), Some(truncate)),
     ];
     let reason = format!("refuse edits of what Salesforce owns in {label}");

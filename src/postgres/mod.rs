@@ -1,7 +1,8 @@
 //! Everything that speaks to PostgreSQL.
 //!
 //! [`endpoint`] and [`connect`] open every connection. [`wire`] and [`pgoutput`] are the replication protocol, [`slot`] what it
-//! reads from, [`capture`] the stream into the change log, [`backfill`] what was there before.
+//! reads from, [`capture`] the stream into the change log (from the server's log, or from triggers), [`backfill`] what was there before,
+//! [`marks`] how our own messages get into the stream.
 
 pub mod backfill;
 pub mod capture;
@@ -9,6 +10,7 @@ pub mod connect;
 pub mod endpoint;
 pub mod install;
 pub mod introspect;
+pub mod marks;
 pub mod pgoutput;
 pub mod preflight;
 pub mod slot;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio_postgres::Client;
 
+use super::capture::trigger_log;
 use super::connect::{classify, database_error};
 use super::endpoint::Endpoint;
 use super::wire::{self, ServerError};
@@ -178,25 +179,27 @@ async fn run(client: &Client, doing: &str, sql: &str) -> Result<()> {
     })
 }
 
-/// Checks what the server must be like before a slot can be made.
-pub async fn check_server(client: &Client) -> Result<()> {
-    let doing = "checking the server's settings";
-    let row = client
-        .query_one(
-            "SELECT current_setting('server_version_num')::int, current_setting('wal_level'), pg_is_in_recovery()",
-            &[],
-        )
-        .await
-        .map_err(|e| database_error(doing, e))?;
-    let (version, wal_level): (i32, String) = (row.get(0), row.get(1));
-    if row.get(2) {
+/// Checks that the server takes writes, and is one that Tidelock knows.
+pub async fn check_primary(client: &Client) -> Result<()> {
+    let sql = "SELECT current_setting('server_version_num')::int, pg_is_in_recovery()";
+    let row = client.query_one(sql, &[]).await.map_err(|e| database_error("checking the server's settings", e))?;
+    if row.get(1) {
         let message = "the server is a standby, or still recovering; Tidelock connects to the primary";
         return Err(Error::new(Kind::Unavailable, message));
     }
+    let version: i32 = row.get(0);
     if version < SERVER_VERSION_MIN {
         let message = format!("PostgreSQL {} is too old; Tidelock needs 14 or newer", version / 10_000);
         return Err(Error::new(Kind::Configuration, message));
     }
+    Ok(())
+}
+
+/// Checks what the server must be like before a slot can be made.
+pub async fn check_server(client: &Client) -> Result<()> {
+    check_primary(client).await?;
+    let row = client.query_one("SELECT current_setting('wal_level')", &[]).await;
+    let wal_level: String = row.map_err(|e| database_error("checking the server's settings", e))?.get(0);
     if wal_level != "logical" {
         let message = format!(
             "the server runs with wal_level = {wal_level}, and capture needs `logical`; set wal_level = logical in \
@@ -411,6 +414,9 @@ pub fn same_stream(one: &str, other: &str) -> bool {
 /// log has read. In another one every row that the log knows is missing, which says nothing about what was deleted.
 pub fn check_database(known: &str, found: &str) -> Result<()> {
     let database = |identity| {
+        if let Some(database) = trigger_log::install::database_of(identity) {
+            return database;
+        }
         let stream = without_timeline(identity);
         // A slot's name has no comma; a database's may.
         stream.rsplit_once(SLOT).map_or(stream, |(database, _)| database)

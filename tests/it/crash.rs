@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use tidelock::clock::{self, Micros};
+use tidelock::demo::server::ServerSettings;
 use tidelock::postgres::Session;
 use tidelock::postgres::endpoint::Endpoint;
 use tidelock::sandbox::Running;
@@ -183,9 +184,24 @@ fn commit(org: &Running, operation: Json) -> Option<Json> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_edit_is_lost_by_crashes() {
-    let mut dice = Dice::new("no_edit_is_lost_by_crashes");
-    let crashes: u64 = std::env::var("TIDELOCK_CRASHES").ok().and_then(|n| n.parse().ok()).unwrap_or(20).max(2);
-    let mut link = Link::new(Setup::with_mappings(MAPPINGS)).await;
+    survive(Setup::with_mappings(MAPPINGS), "no_edit_is_lost_by_crashes", 20).await;
+}
+
+/// The same without logical replication.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_edit_is_lost_by_crashes_where_triggers_capture() {
+    let setup = Setup {
+        postgres: "capture = \"trigger\"".into(),
+        server: ServerSettings::default().with("wal_level", "replica"),
+        ..Setup::with_mappings(MAPPINGS)
+    };
+    survive(setup, "no_edit_is_lost_by_crashes_where_triggers_capture", 8).await;
+}
+
+async fn survive(setup: Setup, test: &str, crashes: u64) {
+    let mut dice = Dice::new(test);
+    let crashes: u64 = std::env::var("TIDELOCK_CRASHES").ok().and_then(|n| n.parse().ok()).unwrap_or(crashes).max(2);
+    let mut link = Link::new(setup).await;
     let ids: BTreeMap<String, String> = (0..CONTACTS + MORTAL)
         .map(|n| (name(n), link.create("Contact", json!({ "LastName": name(n), "External_ID__c": name(n) }))))
         .collect();

@@ -48,6 +48,8 @@ pub(crate) struct Setup {
     pub(crate) mappings: String,
     /// Lines under `[link]`.
     pub(crate) link: String,
+    /// Lines under `[postgres]`.
+    pub(crate) postgres: String,
     /// Lines under `[replay]`.
     pub(crate) replay: String,
     pub(crate) server: ServerSettings,
@@ -67,6 +69,7 @@ impl Default for Setup {
         Self {
             mappings: MAPPINGS.into(),
             link: String::new(),
+            postgres: String::new(),
             replay: "backoff_min_ms = 50\nbackoff_max_ms = 1000\nattempts = 1000\n".into(),
             server: ServerSettings::default(),
             seed: Seed { seed: 11, ..Seed::default() },
@@ -203,10 +206,10 @@ impl Link {
             Host::Tcp(host) => host.clone(),
         };
         let (log, secret) = (self.log_path(), self.path("client_secret"));
-        let Setup { link, replay, mappings, .. } = &self.setup;
+        let Setup { link, postgres, replay, mappings, .. } = &self.setup;
         format!(
             "[link]\nname = \"test\"\nlog = \"{}\"\n{link}\n\
-             [postgres]\nhost = \"{host}\"\nport = {}\ndbname = \"{}\"\nuser = \"{}\"\nheartbeat_seconds = 1\n\n\
+             [postgres]\nhost = \"{host}\"\nport = {}\ndbname = \"{}\"\nuser = \"{}\"\nheartbeat_seconds = 1\n{postgres}\n\
              [salesforce]\nlogin_url = \"{org}\"\npubsub_endpoint = \"{org}\"\nauth = \"client_credentials\"\n\
              client_id = \"{}\"\nclient_secret_file = \"{}\"\n\n\
              [http]\nlisten = \"127.0.0.1:{}\"\n\n[replay]\n{replay}\n{mappings}",
@@ -223,6 +226,12 @@ impl Link {
     /// Writes the configuration file anew, with other mappings.
     pub(crate) fn setup_mappings(&mut self, mappings: &str) {
         mappings.clone_into(&mut self.setup.mappings);
+        self.configure();
+    }
+
+    /// Writes the configuration file anew, with other lines under `[postgres]`.
+    pub(crate) fn setup_postgres(&mut self, lines: &str) {
+        lines.clone_into(&mut self.setup.postgres);
         self.configure();
     }
 

@@ -18,4 +18,5 @@ mod remap;
 mod sandbox;
 mod setup;
 mod sf_target;
+mod trigger_capture;
 mod worked_example;

@@ -6,6 +6,7 @@ use secrecy::SecretString;
 use tidelock::change::{
     Catalog, DeletePolicy, FieldDef, FieldId, FieldKind, ForeignEdit, InitialMerge, MappingDef, MappingId, Policy,
 };
+use tidelock::config::Capture;
 use tidelock::demo::server::{PostgresServer, ServerSettings};
 use tidelock::mapping::{Finding, Severity};
 use tidelock::postgres::preflight::{Request, Stage, preflight};
@@ -50,7 +51,12 @@ fn catalog(tables: &[&str]) -> Catalog {
 }
 
 async fn check(endpoint: &Endpoint, catalog: &Catalog, stage: Stage) -> Vec<Finding> {
-    preflight(Request { endpoint, catalog, publication: "tidelock_main", slot: "tidelock_main", stage }).await.unwrap()
+    check_capture(endpoint, catalog, stage, Capture::Wal).await
+}
+
+async fn check_capture(endpoint: &Endpoint, catalog: &Catalog, stage: Stage, capture: Capture) -> Vec<Finding> {
+    let (publication, slot) = ("tidelock_main", "tidelock_main");
+    preflight(Request { endpoint, catalog, publication, slot, capture, stage }).await.unwrap()
 }
 
 fn has(findings: &[Finding], severity: Severity, subject: &str, message: &str) -> bool {
@@ -221,4 +227,52 @@ async fn a_server_without_logical_wal_or_room_is_found_out() {
     for message in ["wal_level is replica", "all 0 replication slots", "all 0 WAL senders", "replication connection"] {
         assert!(has(&findings, Severity::Error, "server", message), "{message}\n{findings:#?}");
     }
+}
+
+#[tokio::test]
+async fn what_trigger_capture_needs_is_found_out() {
+    let settings = ServerSettings::default().with("wal_level", "replica").with("max_replication_slots", "0");
+    let server = PostgresServer::start(settings.with("max_wal_senders", "0")).await.unwrap();
+    server.execute(GOOD).await.unwrap();
+    server
+        .execute(
+            "CREATE ROLE plain LOGIN PASSWORD 'plain'; GRANT USAGE ON SCHEMA salesforce TO plain; \
+             GRANT ALL ON ALL TABLES IN SCHEMA salesforce TO plain; GRANT ALL ON ALL SEQUENCES IN SCHEMA salesforce TO plain",
+        )
+        .await
+        .unwrap();
+    let catalog = catalog(&["account"]);
+    let found = check_capture(&server.endpoint(), &catalog, Stage::Install, Capture::Trigger).await;
+    assert_eq!(errors(&found), Vec::<&Finding>::new(), "neither wal_level nor slots nor senders matter");
+    let log = "trigger log of schema salesforce";
+    let found = check_capture(&server.endpoint(), &catalog, Stage::Run, Capture::Trigger).await;
+    assert!(
+        has(&found, Severity::Error, log, "create the trigger 00_tidelock_log of salesforce.account"),
+        "{found:#?}"
+    );
+    let mut session = server.session().await.unwrap();
+    let wanted = tidelock::postgres::install::TriggerLog::new("salesforce", &catalog);
+    let steps = tidelock::postgres::capture::trigger_log::install::plan(&session, &wanted.schema, &wanted.tables)
+        .await
+        .unwrap();
+    tidelock::postgres::install::apply(&mut session, &steps).await.unwrap();
+    let found = check_capture(&server.endpoint(), &catalog, Stage::Run, Capture::Trigger).await;
+    assert!(has(&found, Severity::Ok, log, "every mapped table has its triggers"), "{found:#?}");
+    assert!(!found.iter().any(|finding| finding.subject.starts_with("publication")), "{found:#?}");
+    let mut endpoint = server.tcp_endpoint();
+    endpoint.user = "plain".into();
+    endpoint.password = Some(SecretString::from("plain"));
+    server.execute("GRANT SELECT ON salesforce._tidelock_stream TO plain").await.unwrap();
+    let found = check_capture(&endpoint, &catalog, Stage::Run, Capture::Trigger).await;
+    assert!(has(&found, Severity::Error, log, "lacks privileges on"), "{found:#?}");
+    server
+        .execute(
+            "CREATE FUNCTION salesforce.hc_account_logger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
+             CREATE TRIGGER hc_account_logtrigger AFTER UPDATE ON salesforce.account FOR EACH ROW \
+             EXECUTE FUNCTION salesforce.hc_account_logger()",
+        )
+        .await
+        .unwrap();
+    let found = check_capture(&server.endpoint(), &catalog, Stage::Run, Capture::Trigger).await;
+    assert!(has(&found, Severity::Error, "table salesforce.account", "a second time"), "{found:#?}");
 }

@@ -5,6 +5,7 @@ mod known;
 mod postgres;
 mod salesforce;
 mod stream;
+mod trigger;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;

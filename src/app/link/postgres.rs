@@ -29,7 +29,9 @@ const COPIES_MAX: usize = 4;
 
 impl Link {
     pub(super) async fn open_postgres(&self) -> Result<OpenedStream> {
-        match self.prepare_postgres().await {
+        let prepared = if self.by_triggers() { self.prepare_triggers().await } else { self.prepare_postgres().await };
+        match prepared {
+            Ok(identity) if self.by_triggers() => self.open_stream(Side::Postgres, identity).await,
             Ok(identity) => {
                 let slot = &self.config.postgres.slot;
                 match timeline::take_up(&self.ledger, &self.endpoint, slot, &identity).await? {
@@ -40,7 +42,10 @@ impl Link {
             // The database cannot be reached: the stream that the log knows is taken up when it can.
             Err(error) if error.kind() == Kind::Unavailable => {
                 match known_stream(&self.ledger, Side::Postgres).await? {
-                    Some(identity) => self.open_stream(Side::Postgres, identity).await,
+                    Some(identity) if self.is_captured_from(&identity) => {
+                        self.open_stream(Side::Postgres, identity).await
+                    }
+                    Some(_) => Err(Self::needs_database(error)),
                     None => Err(error),
                 }
             }
@@ -61,6 +66,7 @@ impl Link {
         if let Some(known) = &known {
             slot::check_database(known, &identity)?;
         }
+        self.leave_triggers(&session, known.as_deref()).await?;
         let read_before = known.is_some_and(|known| slot::same_stream(&known, &identity));
         if read_before && slot::read_slot(&session, &settings.slot).await?.is_none() {
             let text = format!(
@@ -87,12 +93,13 @@ impl Link {
         for mapping in self.to_copy(Side::Postgres) {
             let room = Arc::clone(&room);
             let (endpoint, handle, reader) = (self.endpoint.clone(), handle.clone(), self.pool.reader());
-            let (ledger, cancel) = (self.ledger.clone(), cancel.clone());
+            let (ledger, cancel, marks) = (self.ledger.clone(), cancel.clone(), self.marks());
             let copying = supervise("copy from postgres", cancel.clone(), move || {
                 let (after, rows) = done_so_far(&ledger, Side::Postgres, &mapping);
                 let from = BackfillProgress { rows, after: after.unwrap_or_default(), finished: false };
                 let backfill = Backfill::new(endpoint.clone(), mapping.clone(), COPY_ROWS, handle.clone())
-                    .looking_for(known_rows(reader.clone(), mapping.id));
+                    .looking_for(known_rows(reader.clone(), mapping.id))
+                    .marked_by(marks.clone());
                 let (room, cancel) = (Arc::clone(&room), cancel.clone());
                 async move {
                     let _room = tokio::select! {
@@ -103,6 +110,10 @@ impl Link {
                 }
             });
             tasks.spawn("copy from postgres", copying);
+        }
+        if self.by_triggers() {
+            self.spawn_trigger_capture(tasks, handle, cancel, opened);
+            return;
         }
         let config = CaptureConfig {
             endpoint: self.endpoint.clone(),
@@ -139,6 +150,7 @@ impl Link {
         let options = TargetOptions {
             batch_limit: self.config.replay.postgres_batch as usize,
             stream: Some(stream),
+            marks: self.marks(),
             ..TargetOptions::new(&self.config.link.name, &self.log_id)
         };
         let target = PostgresTarget::new(self.endpoint.clone(), Arc::clone(&self.catalog), options);
@@ -155,7 +167,7 @@ impl Link {
 }
 
 /// Mappings of PostgreSQL that have got fields, of which no row has been read again yet, with the first of those fields.
-fn not_begun(ledger: &Ledger) -> Vec<(MappingId, FieldId)> {
+pub(super) fn not_begun(ledger: &Ledger) -> Vec<(MappingId, FieldId)> {
     let status = ledger.status();
     let status = status.borrow();
     let begins = |after: &Str| after.is_empty() || *after == BackfillProgress::sweep();

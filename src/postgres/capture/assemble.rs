@@ -54,7 +54,7 @@ struct Actor {
 /// The messages around our own writes.
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Marker {
+pub(super) enum Marker {
     Open {
         link: String,
         /// The first and the last of the tickets that the transaction is about.
@@ -77,7 +77,7 @@ enum Marker {
 /// The messages around a backfill's chunk.
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Watermark {
+pub(super) enum Watermark {
     Low(String),
     High(String),
 }
@@ -457,34 +457,14 @@ impl Assembler {
     }
 
     fn offer_chunk(&mut self, closed: Closed) -> Result<()> {
-        let Closed { mapping, chunk, outcome } = closed;
         if let Some(open) = &mut self.open {
             open.whole = true;
         }
-        let row = |operation, key, salesforce_id, fields| Row {
-            mapping,
-            operation,
-            key: Some(key),
-            old_key: None,
-            salesforce_id,
-            fields,
-            own: Own::No,
-        };
-        let missing = chunk.missing.into_iter().map(|key| row(RowOperation::Missing, key, None, Vec::new()));
-        let read = chunk.rows.into_iter().map(|r| row(RowOperation::Backfill, r.key, r.salesforce_id, r.fields));
-        for row in missing.chain(read) {
+        let (items, outcome) = closed.into_items();
+        for item in items {
             let index = self.next_index()?;
-            self.push(index, Item::Row(row))?;
+            self.push(index, item)?;
         }
-        let notice = Notice::Backfill {
-            side: Side::Postgres,
-            mapping,
-            rows: chunk.rows_total,
-            after: chunk.after,
-            finished: chunk.finished,
-        };
-        let index = self.next_index()?;
-        self.push(index, Item::Notice(notice))?;
         self.outcomes.push(outcome);
         Ok(())
     }
@@ -564,6 +544,6 @@ fn name_actor(who: &mut Who, content: &[u8]) {
 }
 
 /// The longest start of the name within the limit.
-fn shortened(name: &str) -> &str {
+pub(super) fn shortened(name: &str) -> &str {
     name.get(..name.floor_char_boundary(NAME_MAX)).unwrap_or(name)
 }

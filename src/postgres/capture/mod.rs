@@ -11,6 +11,7 @@ mod assemble;
 mod plan;
 mod status;
 mod stream;
+pub mod trigger_log;
 pub(crate) mod watermark;
 
 #[cfg(test)]

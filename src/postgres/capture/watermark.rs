@@ -16,8 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 use super::status::CaptureStatus;
-use crate::change::{FieldId, Key, MappingId, Str, Value};
+use crate::change::{FieldId, Key, MappingId, Notice, Side, Str, Value};
 use crate::error::{Error, Kind, Result};
+use crate::flow::{Item, Own, Row, RowOperation};
 
 /// Prefix of the logical messages that mark a chunk.
 pub(crate) const BACKFILL_PREFIX: &str = "tidelock.backfill";
@@ -136,6 +137,26 @@ pub(super) struct Closed {
     pub(super) mapping: MappingId,
     pub(super) chunk: Chunk,
     pub(super) outcome: oneshot::Sender<ChunkOutcome>,
+}
+
+impl Closed {
+    /// What the chunk tells: its rows, and how far the backfill has come with them.
+    pub(super) fn into_items(self) -> (impl Iterator<Item = Item>, oneshot::Sender<ChunkOutcome>) {
+        let Self { mapping, chunk, outcome } = self;
+        let row = move |operation, key, salesforce_id, fields| {
+            Item::Row(Row { mapping, operation, key: Some(key), old_key: None, salesforce_id, fields, own: Own::No })
+        };
+        let missing = chunk.missing.into_iter().map(move |key| row(RowOperation::Missing, key, None, Vec::new()));
+        let read = chunk.rows.into_iter().map(move |r| row(RowOperation::Backfill, r.key, r.salesforce_id, r.fields));
+        let notice = Item::Notice(Notice::Backfill {
+            side: Side::Postgres,
+            mapping,
+            rows: chunk.rows_total,
+            after: chunk.after,
+            finished: chunk.finished,
+        });
+        (missing.chain(read).chain(std::iter::once(notice)), outcome)
+    }
 }
 
 impl Windows {

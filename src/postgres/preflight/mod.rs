@@ -5,6 +5,7 @@
 mod column;
 mod server;
 mod table;
+mod triggers;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use super::connect::{Session, database_error};
 use super::endpoint::Endpoint;
 use super::introspect::{TableDetail, table_details};
 use crate::change::{Catalog, MappingDef};
+use crate::config::Capture;
 use crate::error::{Error, Kind, Result};
 use crate::mapping::{Finding, Severity};
 
@@ -41,8 +43,16 @@ pub struct Request<'a> {
     pub publication: &'a str,
     /// The replication slot of capture.
     pub slot: &'a str,
+    /// How changes are captured.
+    pub capture: Capture,
     /// Before what.
     pub stage: Stage,
+}
+
+impl Request<'_> {
+    fn by_triggers(&self) -> bool {
+        self.capture == Capture::Trigger
+    }
 }
 
 /// All findings about a database, in the order of the checks. An `Err` means that the checks could not be made.
@@ -50,8 +60,12 @@ pub async fn preflight(request: Request<'_>) -> Result<Vec<Finding>> {
     let session = Session::open(request.endpoint).await?;
     let mut report = Report::new(request, &session);
     report.server().await?;
-    report.replication().await;
-    report.slot().await?;
+    if request.by_triggers() {
+        report.trigger_log().await?;
+    } else {
+        report.replication().await;
+        report.slot().await?;
+    }
     let details = report.details().await?;
     for mapping in &request.catalog.mappings {
         let detail = details.get(&(mapping.schema.as_str(), mapping.table.as_str()));

@@ -39,6 +39,17 @@ impl Report<'_> {
         if yes(row.get(6)) {
             self.error(SERVER, "this server is a standby and takes no writes", "name the primary in the configuration");
         }
+        if self.request.by_triggers() {
+            if text(1) == "logical" {
+                self.ok(
+                    SERVER,
+                    "wal_level is logical, so that changes could be captured from the server's log",
+                    "that costs the database less than triggers; capture = \"wal\" if the role may replicate",
+                );
+            }
+            self.encoding(&text(9));
+            return self.role().await;
+        }
         if text(1) != "logical" {
             self.error(
                 SERVER,
@@ -63,14 +74,18 @@ impl Report<'_> {
             );
         }
         self.retention(&text(7), &text(8));
-        if text(9) == "SQL_ASCII" {
+        self.encoding(&text(9));
+        self.role().await
+    }
+
+    fn encoding(&mut self, encoding: &str) {
+        if encoding == "SQL_ASCII" {
             self.warning(
                 SERVER,
                 "the database's encoding is SQL_ASCII, so texts may hold bytes that are no characters",
                 "move to a database with encoding UTF8; until then rows with such texts are refused",
             );
         }
-        self.role().await
     }
 
     fn retention(&mut self, keep: &str, idle: &str) {
@@ -106,7 +121,7 @@ impl Report<'_> {
         let name = row.first().cloned().unwrap_or_default();
         let database = row.get(3).cloned().unwrap_or_default();
         let subject = format!("role {name}");
-        if !yes(row.get(1)) {
+        if !yes(row.get(1)) && !self.request.by_triggers() {
             self.error(
                 &subject,
                 "the role may not replicate",
@@ -207,6 +222,7 @@ impl Report<'_> {
         let subject = format!("publication {publication}");
         match text(0) {
             "true" => {}
+            _ if self.request.by_triggers() => {}
             "" if self.request.stage == Stage::Install => {}
             "" => self.error(&subject, "the publication does not exist", "run `tidelock init`"),
             _ => self.error(

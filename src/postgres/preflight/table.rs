@@ -35,7 +35,14 @@ impl Report<'_> {
             self.error(subject, "this is a view or a foreign table, whose changes no stream tells", "map a table");
             return Ok(());
         }
-        if !detail.logged {
+        let by_triggers = self.request.by_triggers();
+        if !detail.logged && by_triggers {
+            self.warning(
+                &subject,
+                "the table is unlogged: a crash of the server empties it, and no trigger tells that",
+                "run: ALTER TABLE ... SET LOGGED",
+            );
+        } else if !detail.logged {
             self.error(
                 &subject,
                 "the table is unlogged or temporary, so its changes never reach the stream",
@@ -43,12 +50,16 @@ impl Report<'_> {
             );
         }
         self.key(mapping, detail);
-        self.partitions(mapping, detail).await?;
+        if !by_triggers {
+            self.partitions(mapping, detail).await?;
+        }
         self.columns(mapping, detail);
         self.names(mapping, detail);
         self.privileges(mapping, detail).await?;
         self.sequences(mapping, detail).await?;
-        self.published(mapping, detail).await?;
+        if !by_triggers {
+            self.published(mapping, detail).await?;
+        }
         self.leftovers(mapping, detail);
         Ok(())
     }
@@ -70,6 +81,7 @@ impl Report<'_> {
             );
         }
         match detail.replica_identity {
+            _ if self.request.by_triggers() => {}
             'n' => self.error(
                 &subject,
                 "REPLICA IDENTITY is NOTHING: once published, every UPDATE and DELETE of the table would fail",
@@ -300,7 +312,13 @@ impl Report<'_> {
                 name.starts_with("hc_") && (name.ends_with("_logtrigger") || name.ends_with("_status_trigger"))
             })
             .collect();
-        if !left.is_empty() {
+        if left.iter().any(|name| name.ends_with("_logtrigger")) && self.request.by_triggers() {
+            self.error(
+                label(mapping),
+                format!("Heroku Connect's triggers would log every change a second time: {}", left.join(", ")),
+                "remove Heroku Connect, and drop these triggers",
+            );
+        } else if !left.is_empty() {
             self.warning(
                 label(mapping),
                 format!("triggers of Heroku Connect are still on the table: {}", left.join(", ")),

@@ -14,9 +14,6 @@ use super::table::Table;
 use super::transaction::{Attempt, MESSAGE_PREFIX, parameters};
 use crate::change::{FieldId, Key, MappingId, Str, WriteKind};
 
-/// The statement that says whose rows' updates are steps in between.
-const TELL: &str = "SELECT pg_catalog.pg_logical_emit_message(true, $1::pg_catalog.text, $2::pg_catalog.text)";
-
 /// Updates of one shape, and which of their values are taken away first.
 struct Exchanged<'a> {
     table: &'a Table,
@@ -72,7 +69,7 @@ impl Attempt<'_> {
         let prefix = MESSAGE_PREFIX;
         let (aside, back) = (self.aside(exchanged), self.aside(&[]));
         let doing = "exchanging values of rows";
-        let tell = self.backend.prepare(TELL, doing).await?;
+        let tell = self.backend.prepare(&self.options.marks.emit_parameters(), doing).await?;
         let ordinals: Vec<Vec<i32>> =
             exchanged.iter().map(|e| e.members.iter().map(|place| *place as i32).collect()).collect();
         let keys: Vec<_> = exchanged.iter().map(|e| self.key_texts(&e.members, e.table)).collect();

@@ -34,6 +34,7 @@ use transaction::Attempt;
 
 use super::endpoint::Endpoint;
 use super::introspect::table_details;
+use super::marks::Marks;
 use crate::change::{Catalog, MappingDef, MappingId, Side, Str};
 use crate::error::{Error, Kind, Result};
 use crate::flow::{Confirmation, Mended, Resumed, Target, Write, Written};
@@ -57,6 +58,8 @@ pub struct TargetOptions {
     pub link: String,
     /// Names the change log that the tickets' offsets belong to. A new log starts with a cursor of its own.
     pub log: String,
+    /// Where the messages go that mark our transactions.
+    pub marks: Marks,
     /// The most writes in a transaction.
     pub batch_limit: usize,
     /// The longest that a statement may run.
@@ -77,6 +80,7 @@ impl TargetOptions {
         Self {
             link: link.into(),
             log: log.into(),
+            marks: Marks::default(),
             batch_limit: 1_000,
             statement_timeout: Duration::from_mins(1),
             lock_timeout: Duration::from_secs(5),

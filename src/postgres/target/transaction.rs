@@ -25,6 +25,7 @@ use crate::change::{FieldId, Key, Lsn, Offset, Str, Value, WriteKind};
 use crate::error::{Error, Kind};
 use crate::flow::Write;
 use crate::mapping::{from_postgres, normalise};
+use crate::postgres::marks::Marks;
 
 /// The prefix of our own logical messages.
 pub(super) const MESSAGE_PREFIX: &str = "tidelock";
@@ -113,7 +114,7 @@ impl<'a> Attempt<'a> {
         let tickets = || self.batch.iter().map(|write| write.ticket.0);
         let tickets = tickets().min().zip(tickets().max());
         let message = serde_json::json!({ "open": { "link": self.options.link, "tickets": tickets } }).to_string();
-        let mut statements = begin(&message);
+        let mut statements = begin(&self.options.marks, &message);
         if self.immediate {
             statements.push_str("SET CONSTRAINTS ALL IMMEDIATE; ");
         }
@@ -503,7 +504,7 @@ impl<'a> Attempt<'a> {
                 ));
             }
         }
-        statements.push(end(&message.to_string()));
+        statements.push(end(&self.options.marks, &message.to_string()));
         self.backend.simple(&statements.join("; "), doing).await?;
         self.backend.cursor = highest;
         self.backend.in_transaction = false;
@@ -522,25 +523,17 @@ impl<'a> Attempt<'a> {
 }
 
 /// Statements that begin a transaction of ours.
-pub(super) fn begin(message: &str) -> String {
+pub(super) fn begin(marks: &Marks, message: &str) -> String {
     format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL xmlbinary = 'hex'; \
          SET LOCAL tidelock.replay = 'on'; {}; ",
-        emit(message)
+        marks.emit(MESSAGE_PREFIX, message)
     )
 }
 
 /// Statements that end a transaction of ours.
-pub(super) fn end(message: &str) -> String {
-    format!("{}; COMMIT", emit(message))
-}
-
-fn emit(message: &str) -> String {
-    format!(
-        "SELECT pg_catalog.pg_logical_emit_message(true, {}, {})",
-        escape_literal(MESSAGE_PREFIX),
-        escape_literal(message)
-    )
+pub(super) fn end(marks: &Marks, message: &str) -> String {
+    format!("{}; COMMIT", marks.emit(MESSAGE_PREFIX, message))
 }
 
 /// Whether the row holds what the log believes, in every field that the write names.

@@ -8,6 +8,8 @@ use super::*;
 use crate::flow::RowOperation;
 use crate::mapping;
 use crate::postgres::backfill::{Backfill, BackfillProgress};
+use crate::postgres::capture::trigger_log::install;
+use crate::postgres::capture::trigger_log::tests::Running as TriggerRunning;
 
 /// Types and literals of their values.
 const BUILT_IN: &[(&str, &[&str])] = &[
@@ -227,9 +229,21 @@ fn rows_of(log: &MemoryLog, operation: RowOperation) -> BTreeMap<usize, Row> {
     rows.map(|row| (row.key.as_ref().unwrap().0.parse().unwrap(), row)).collect()
 }
 
-/// Streams and then copies the table's rows; both must tell the same.
+/// The stream of a log of triggers, where the server has what that needs.
+async fn logged_by_triggers(server: &PostgresServer) -> Option<crate::change::Str> {
+    let hstore = "SELECT count(*) FROM pg_available_extensions WHERE name = 'hstore'";
+    if server.value(hstore).await.unwrap().as_deref() == Some("0") {
+        eprintln!("this server has no hstore: nothing is captured from triggers");
+        return None;
+    }
+    let tables = [("v".to_owned(), vec!["id".to_owned()])];
+    Some(install::prepare(&server.endpoint(), "public", &tables, None, None).await.unwrap())
+}
+
+/// Streams and then copies the table's rows, and captures them from triggers; all must tell the same.
 async fn captured(server: &PostgresServer, table: &Table, catalog: &Arc<Catalog>) -> BTreeMap<usize, Row> {
     let session = server.session().await.unwrap();
+    let logged = logged_by_triggers(server).await;
     slot::ensure_publication(&session, PUBLICATION, &[("public".into(), "v".into())]).await.unwrap();
     slot::ensure_slot(&session, SLOT).await.unwrap();
     let (log, handle) = (MemoryLog::new(), CaptureHandle::new());
@@ -248,6 +262,18 @@ async fn captured(server: &PostgresServer, table: &Table, catalog: &Arc<Catalog>
     for (row, streamed) in &streamed {
         for (column, (one, other)) in streamed.fields.iter().zip(&copied[row].fields).enumerate() {
             assert_eq!(one, other, "streamed and copied: {}", table.label(*row, column));
+        }
+    }
+    if let Some(identity) = logged {
+        let log = MemoryLog::new();
+        let capture = TriggerRunning::start(server, catalog, &identity, &log);
+        log.wait_for("the logged rows", |log| log.rows().len() == table.rows).await;
+        capture.stop().await.unwrap();
+        for (row, logged) in &rows_of(&log, RowOperation::Insert) {
+            for (column, (one, other)) in streamed[row].fields.iter().zip(&logged.fields).enumerate() {
+                assert_eq!(one, other, "streamed and logged: {}", table.label(*row, column));
+            }
+            assert_eq!(streamed[row].fields.len(), logged.fields.len());
         }
     }
     streamed
