@@ -130,6 +130,7 @@ fn catalog() -> Catalog {
         owner: None,
         external_id: None,
         delete: DeletePolicy::default(),
+        truncate: tidelock::change::TruncatePolicy::default(),
         initial_merge: InitialMerge::default(),
         rank: 0,
     };
@@ -160,6 +161,9 @@ async fn consume(slot: String) -> Result<()> {
         stream: opened.stream,
         catalog: Arc::new(catalog),
         unread: Vec::new(),
+        published: None,
+        row_filters: false,
+        spool: None,
         durable: None,
         timeline: None,
         heartbeat: None,

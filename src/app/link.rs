@@ -23,6 +23,7 @@ use crate::postgres::backfill::{Backfill as PostgresBackfill, BackfillProgress, 
 use crate::postgres::capture::{Capture as PostgresCapture, CaptureConfig, CaptureHandle};
 use crate::postgres::connect::Session;
 use crate::postgres::endpoint::Endpoint;
+use crate::postgres::publication::Published;
 use crate::postgres::slot;
 use crate::postgres::target::{PostgresTarget, TargetOptions as PostgresTargetOptions};
 use crate::replay::{Runner, Settings};
@@ -36,10 +37,13 @@ use crate::task::Tasks;
 use super::catalog;
 use super::connect::{Org, endpoint, salesforce};
 use super::partial::Partial;
+use super::republished::Republished;
 use super::supervise::supervise;
 use super::timeline;
 use crate::status::{Handle, Identity, Parts, Totals};
 
+/// The folder of the log's directory where large transactions are kept until they commit.
+const SPOOL: &str = "spool";
 /// How long a shutdown waits for each stage.
 const DRAIN: Duration = Duration::from_secs(20);
 /// Rows that are copied from PostgreSQL at once.
@@ -76,7 +80,8 @@ pub struct Link {
 enum Ended {
     /// Somebody asked it to.
     Asked,
-    /// The configuration asks for other mappings or rules than those in force, which can be had now.
+    /// The configuration asks for other mappings or rules than those in force, which can be had now, or tables have to be read
+    /// again.
     Outdated(Box<Config>),
 }
 
@@ -154,13 +159,15 @@ impl Link {
         let mut replays = Tasks::new(replaying.clone());
         let mut services = Tasks::new(serving.clone());
 
-        let (postgres_stream, salesforce_stream) = match cancel.run_until_cancelled(self.open_streams()).await {
-            Some(Ok(streams)) => streams,
-            Some(Err(error)) => return self.close().await.and(Err(error)),
-            None => return self.close().await.map(|()| Ended::Asked),
-        };
+        let (postgres_stream, published, salesforce_stream) =
+            match cancel.run_until_cancelled(self.open_streams()).await {
+                Some(Ok(streams)) => streams,
+                Some(Err(error)) => return self.close().await.and(Err(error)),
+                None => return self.close().await.map(|()| Ended::Asked),
+            };
         let outdated = CancellationToken::new();
         let postgres = CaptureHandle::new();
+        let republished = postgres.republished().clone();
         let salesforce = self.salesforce_capture(&salesforce_stream);
         let to_postgres = self.to_postgres(postgres_stream.identity.clone());
         let to_salesforce = self.to_salesforce(&salesforce.status);
@@ -179,7 +186,7 @@ impl Link {
             unconfigured: self.unconfigured.subscribe(),
         }));
 
-        self.spawn_postgres(&mut captures, &postgres, &capturing, &postgres_stream);
+        self.spawn_postgres(&mut captures, &postgres, &capturing, &postgres_stream, published);
         self.spawn_salesforce(&mut captures, salesforce, &totals, &capturing);
         replays.spawn("replay to postgres", to_postgres.run(replaying.clone()));
         replays.spawn("replay to salesforce", to_salesforce.run(replaying.clone()));
@@ -207,6 +214,7 @@ impl Link {
         tokio::select! {
             () = cancel.cancelled() => {}
             () = outdated.cancelled() => {}
+            () = republished.cancelled() => {}
             result = &mut captures => { captured = true; first = result; }
             result = &mut replays => { replayed = true; first = result; }
             result = &mut services => { served = true; first = result; }
@@ -227,11 +235,13 @@ impl Link {
         let config = Box::new(self.config.clone());
         self.close().await?;
         first?;
-        Ok(if outdated.is_cancelled() && !cancel.is_cancelled() { Ended::Outdated(config) } else { Ended::Asked })
+        let again = outdated.is_cancelled() || republished.is_cancelled();
+        Ok(if again && !cancel.is_cancelled() { Ended::Outdated(config) } else { Ended::Asked })
     }
 
-    async fn open_streams(&self) -> Result<(OpenedStream, OpenedStream)> {
-        Ok((self.open_postgres().await?, self.open_salesforce().await?))
+    async fn open_streams(&self) -> Result<(OpenedStream, Option<Published>, OpenedStream)> {
+        let (postgres, published) = self.open_postgres().await?;
+        Ok((postgres, published, self.open_salesforce().await?))
     }
 
     /// Closes the log.
@@ -241,19 +251,22 @@ impl Link {
 
     // -- PostgreSQL --------------------------------------------------------------------------------------------------------
 
-    async fn open_postgres(&self) -> Result<OpenedStream> {
+    /// Opens PostgreSQL's stream; and where the database could be asked, with how the tables are published.
+    async fn open_postgres(&self) -> Result<(OpenedStream, Option<Published>)> {
         match self.prepare_postgres().await {
-            Ok(identity) => {
+            Ok((identity, republished)) => {
                 let slot = &self.config.postgres.slot;
-                match timeline::take_up(&self.ledger, &self.endpoint, slot, &identity).await? {
-                    Some(opened) => Ok(opened),
-                    None => self.open_stream(Side::Postgres, identity).await,
-                }
+                let opened = match timeline::take_up(&self.ledger, &self.endpoint, slot, &identity).await? {
+                    Some(opened) => opened,
+                    None => self.open_stream(Side::Postgres, identity).await?,
+                };
+                let publication = &self.config.postgres.publication;
+                Ok((opened, Some(republished.settle(&self.ledger, &self.endpoint, publication).await?)))
             }
             // The database cannot be reached: the stream that the log knows is taken up when it can.
             Err(error) if error.kind() == Kind::Unavailable => {
                 match known_stream(&self.ledger, Side::Postgres).await? {
-                    Some(identity) => self.open_stream(Side::Postgres, identity).await,
+                    Some(identity) => Ok((self.open_stream(Side::Postgres, identity).await?, None)),
                     None => Err(error),
                 }
             }
@@ -263,7 +276,7 @@ impl Link {
 
     /// Makes sure that publication and slot are there, in this order, and tells what makes the stream this one. A slot that the
     /// log has read from before is never made again here: what came in between would be lost in silence.
-    async fn prepare_postgres(&self) -> Result<Str> {
+    async fn prepare_postgres(&self) -> Result<(Str, Republished)> {
         let settings = &self.config.postgres;
         let tables: Vec<(String, String)> =
             self.catalog.mappings.iter().map(|m| (m.schema.clone(), m.table.clone())).collect();
@@ -283,10 +296,15 @@ impl Link {
             );
             return Err(Error::new(Kind::StreamLost, text));
         }
+        let republished = Republished::look(&session, &settings.publication, &tables).await?;
         slot::ensure_publication(&session, &settings.publication, &tables).await?;
+        let republished = republished.now(&session, &settings.publication, &tables).await?;
         slot::ensure_slot(&session, &settings.slot).await?;
+        if settings.failover_slot {
+            slot::ensure_failover(&session, &self.endpoint, &settings.slot).await?;
+        }
         session.close().await?;
-        Ok(identity)
+        Ok((identity, republished))
     }
 
     /// Opens a side's stream. One that takes the place of another leaves a gap, which is read again.
@@ -304,17 +322,20 @@ impl Link {
         handle: &CaptureHandle,
         cancel: &CancellationToken,
         opened: &OpenedStream,
+        published: Option<Published>,
     ) {
         let room = Arc::new(Semaphore::new(COPIES_MAX));
         for mapping in self.to_copy(Side::Postgres) {
             let room = Arc::clone(&room);
             let (endpoint, handle, reader) = (self.endpoint.clone(), handle.clone(), self.pool.reader());
+            let publication = self.config.postgres.publication.clone();
             let (ledger, cancel) = (self.ledger.clone(), cancel.clone());
             let copying = supervise("copy from postgres", cancel.clone(), move || {
                 let (after, rows) = done_so_far(&ledger, Side::Postgres, &mapping);
                 let from = BackfillProgress { rows, after: after.unwrap_or_default(), finished: false };
                 let backfill = PostgresBackfill::new(endpoint.clone(), mapping.clone(), COPY_ROWS, handle.clone())
-                    .looking_for(known_rows(reader.clone(), mapping.id));
+                    .looking_for(known_rows(reader.clone(), mapping.id))
+                    .published_by(&publication);
                 let (room, cancel) = (Arc::clone(&room), cancel.clone());
                 async move {
                     let _room = tokio::select! {
@@ -335,8 +356,11 @@ impl Link {
             timeline: None,
             catalog: Arc::clone(&self.catalog),
             unread: Vec::new(),
+            published,
+            row_filters: self.config.postgres.row_filters,
             durable: None,
             heartbeat: Some(Duration::from_secs(self.config.postgres.heartbeat_seconds.into())),
+            spool: Some(self.config.link.log.join(SPOOL)),
             clock: Arc::clone(&self.clock),
         };
         let (ledger, handle, cancel) = (self.ledger.clone(), handle.clone(), cancel.clone());
@@ -622,13 +646,17 @@ fn done_so_far(ledger: &Ledger, side: Side, mapping: &MappingDef) -> (Option<Str
     known.map_or((None, 0), |b| (Some(b.after.clone()).filter(|a| !a.is_empty()), b.rows))
 }
 
-/// Mappings of PostgreSQL that have got fields, of which no row has been read again yet, with the first of those fields.
+/// Mappings of PostgreSQL that have got fields, or of which the stream may have left columns out, and of which no row has been
+/// read again yet; with the first of those fields.
 fn not_begun(ledger: &Ledger) -> Vec<(MappingId, FieldId)> {
     let status = ledger.status();
     let status = status.borrow();
     let begins = |after: &Str| after.is_empty() || *after == BackfillProgress::sweep();
     let waiting = status.backfills.iter().filter(|b| b.side == Side::Postgres && b.rows == 0 && begins(&b.after));
-    waiting.filter_map(|b| Some((b.mapping, b.unread?))).collect()
+    // Where the stream has left something out, that may be any column.
+    let first =
+        |b: &ledger::BackfillProgress| if BackfillProgress::is_sweep(&b.after) { Some(FieldId(0)) } else { b.unread };
+    waiting.filter_map(|b| Some((b.mapping, first(b)?))).collect()
 }
 
 /// The catalog in force from now on; and, where a side cannot be asked, why the configuration may not be what is in force.
@@ -769,13 +797,13 @@ fn org_of(identity: &str) -> &str {
 
 /// Whether what was deleted meanwhile has been told.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Deletes {
+pub(super) enum Deletes {
     Told,
     Lost,
 }
 
 /// Notes that a mapping's rows at a side are to be read from the beginning, whatever has been read before.
-fn read_again(core: &mut Core, side: Side, mapping: MappingId, deletes: Deletes) -> Result<()> {
+pub(super) fn read_again(core: &mut Core, side: Side, mapping: MappingId, deletes: Deletes) -> Result<()> {
     let unfinished = core.meta().backfill(side, mapping).filter(|b| !b.finished);
     let after = match (side, unfinished) {
         (Side::Postgres, Some(b)) if BackfillProgress::is_sweep(&b.after) => BackfillProgress::sweep(),

@@ -4,6 +4,7 @@ mod catalog;
 mod connect;
 mod link;
 mod partial;
+mod republished;
 mod supervise;
 mod timeline;
 

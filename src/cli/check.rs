@@ -41,6 +41,7 @@ async fn findings(config: &Config) -> Result<Vec<Finding>> {
         catalog: &catalog,
         publication: &config.postgres.publication,
         slot: &config.postgres.slot,
+        row_filters: config.postgres.row_filters,
         stage,
     };
     findings.extend(postgres::preflight(request).await?);

@@ -11,6 +11,7 @@ pub mod install;
 pub mod introspect;
 pub mod pgoutput;
 pub mod preflight;
+pub mod publication;
 pub mod slot;
 pub mod target;
 mod tls;

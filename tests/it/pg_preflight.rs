@@ -39,6 +39,7 @@ fn mapping(id: u16, table: &str) -> MappingDef {
         owner: None,
         external_id: Some(FieldId(2)),
         delete: DeletePolicy::UpdateWins,
+        truncate: tidelock::change::TruncatePolicy::default(),
         initial_merge: InitialMerge::Salesforce,
         rank: id,
     }
@@ -50,7 +51,8 @@ fn catalog(tables: &[&str]) -> Catalog {
 }
 
 async fn check(endpoint: &Endpoint, catalog: &Catalog, stage: Stage) -> Vec<Finding> {
-    preflight(Request { endpoint, catalog, publication: "tidelock_main", slot: "tidelock_main", stage }).await.unwrap()
+    let (publication, slot) = ("tidelock_main", "tidelock_main");
+    preflight(Request { endpoint, catalog, publication, slot, row_filters: false, stage }).await.unwrap()
 }
 
 fn has(findings: &[Finding], severity: Severity, subject: &str, message: &str) -> bool {

@@ -14,6 +14,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::status::CaptureStatus;
 use crate::change::{FieldId, Key, MappingId, Str, Value};
@@ -79,6 +80,7 @@ pub(crate) struct Window {
 pub struct CaptureHandle {
     status: Arc<CaptureStatus>,
     announced: Arc<Mutex<VecDeque<Window>>>,
+    republished: CancellationToken,
 }
 
 impl CaptureHandle {
@@ -90,6 +92,17 @@ impl CaptureHandle {
     /// What capture is doing.
     pub fn status(&self) -> &Arc<CaptureStatus> {
         &self.status
+    }
+
+    /// Notes that somebody has changed what the publication publishes.
+    pub(super) fn republish(&self) {
+        self.republished.cancel();
+    }
+
+    /// Is cancelled when somebody has changed what the publication publishes: the link is to be started again, so that the
+    /// tables are read again.
+    pub fn republished(&self) -> &CancellationToken {
+        &self.republished
     }
 
     /// Announces a window; capture opens it when its low message comes.

@@ -41,6 +41,8 @@ pub struct Request<'a> {
     pub publication: &'a str,
     /// The replication slot of capture.
     pub slot: &'a str,
+    /// Whether row filters of the publication are on purpose.
+    pub row_filters: bool,
     /// Before what.
     pub stage: Stage,
 }
