@@ -24,7 +24,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use support::{Samples, failed, io, number, print_head, print_line};
 use tidelock::change::{
     Catalog, DeletePolicy, FieldDef, FieldId, FieldKind, ForeignEdit, InitialMerge, Key, Lsn, MappingDef, MappingId,
-    Notice, Policy, Position, Side, Str, StreamId, Transaction, Value, Who,
+    Notice, Policy, Position, Side, Str, StreamId, Transaction, TruncatePolicy, Value, Who,
 };
 use tidelock::clock;
 use tidelock::config::Numbers;
@@ -149,6 +149,7 @@ fn catalog() -> Catalog {
         owner: Some(Side::Salesforce),
         external_id: None,
         delete: DeletePolicy::default(),
+        truncate: TruncatePolicy::default(),
         initial_merge: InitialMerge::default(),
         rank: 0,
     };

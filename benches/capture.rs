@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 use secrecy::{ExposeSecret as _, SecretString};
 use support::{Samples, failed, io, number, print_head, print_line};
 use tidelock::change::{
-    Catalog, DeletePolicy, FieldDef, FieldId, FieldKind, ForeignEdit, InitialMerge, MappingDef, MappingId, Policy, Side,
+    Catalog, DeletePolicy, FieldDef, FieldId, FieldKind, ForeignEdit, InitialMerge, MappingDef, MappingId, Policy,
+    Side, TruncatePolicy,
 };
 use tidelock::clock;
 use tidelock::demo::server::{PostgresServer, SUPERUSER, ServerSettings};
@@ -131,6 +132,7 @@ fn catalog() -> Catalog {
         owner: None,
         external_id: None,
         delete: DeletePolicy::default(),
+        truncate: TruncatePolicy::default(),
         initial_merge: InitialMerge::default(),
         rank: 0,
     };
@@ -161,6 +163,9 @@ async fn consume(slot: String) -> Result<()> {
         stream: opened.stream,
         catalog: Arc::new(catalog),
         unread: Vec::new(),
+        published: None,
+        row_filters: false,
+        spool: None,
         durable: None,
         timeline: None,
         heartbeat: None,

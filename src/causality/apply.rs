@@ -606,7 +606,13 @@ fn counts_as_unseen(def: &FieldDef, register: &Register, side: Side) -> bool {
 // -- a person's decisions --------------------------------------------------------------------------------------------------
 
 fn apply_decision(state: &mut RecordState, decision: &Decision, cx: &Context<'_>) {
-    let Subject::Field(field) = decision.subject else { return };
+    let Subject::Field(field) = decision.subject else {
+        if matches!(decision.ruling, Ruling::Person { .. }) {
+            state.existence.current = decision.winner.clone();
+            state.existence.dots = Dots::from_slice(&decision.winner_dots);
+        }
+        return;
+    };
     match &decision.ruling {
         Ruling::Parked => {
             if let Some(parked) = state.field_mut(field).parked.as_mut().filter(|p| p.decision == decision.about) {

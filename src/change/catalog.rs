@@ -45,6 +45,29 @@ pub enum DeletePolicy {
     UpdateWins,
 }
 
+/// What a TRUNCATE of a mapping's table in PostgreSQL comes to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TruncatePolicy {
+    /// Each record of the table is deleted, as by as many DELETEs.
+    Propagate,
+    /// The records stay, and their rows are written again.
+    Ignore,
+    /// The statement is refused; where it goes past the trigger that refuses it, capture stops there until a person has decided.
+    /// The default: a statement that is often meant for one database alone would delete every record in the other, and no other
+    /// way leaves both sides as they are.
+    #[default]
+    Stop,
+}
+
+impl TruncatePolicy {
+    /// Whether it is the default.
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+    pub(crate) fn is_stop(&self) -> bool {
+        *self == Self::Stop
+    }
+}
+
 /// What happens to an edit of a field by the side that does not own it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -166,6 +189,9 @@ pub struct MappingDef {
     pub external_id: Option<FieldId>,
     /// What wins between a delete and an unseen edit.
     pub delete: DeletePolicy,
+    /// What a TRUNCATE of the table comes to.
+    #[serde(default, skip_serializing_if = "TruncatePolicy::is_stop")]
+    pub truncate: TruncatePolicy,
     /// Which values stand when two populated sides are first joined.
     pub initial_merge: InitialMerge,
     /// Parents have lower ranks than their children.

@@ -173,6 +173,7 @@ fn catalog() -> Catalog {
         owner: None,
         external_id: Some(FieldId(3)),
         delete: DeletePolicy::UpdateWins,
+        truncate: crate::change::TruncatePolicy::default(),
         initial_merge: InitialMerge::Salesforce,
         rank: 1,
     };

@@ -13,7 +13,9 @@ pub mod position;
 pub mod side;
 pub mod value;
 
-pub use catalog::{Catalog, DeletePolicy, FieldDef, FieldKind, ForeignEdit, InitialMerge, MappingDef, Policy};
+pub use catalog::{
+    Catalog, DeletePolicy, FieldDef, FieldKind, ForeignEdit, InitialMerge, MappingDef, Policy, TruncatePolicy,
+};
 pub use causal::{Dot, Vector};
 pub use entry::{
     Bind, Body, Change, ChangeOrigin, ConflictKind, Decision, Echo, Entry, FieldChange, Notice, Operation, Outcome,

@@ -42,6 +42,7 @@ async fn findings(config: &Config) -> Result<Vec<Finding>> {
         publication: &config.postgres.publication,
         slot: &config.postgres.slot,
         capture: config.postgres.capture,
+        row_filters: config.postgres.row_filters,
         stage,
     };
     findings.extend(postgres::preflight(request).await?);

@@ -54,6 +54,11 @@ fn print(config: &Config, figures: &Figures) -> Result<()> {
         table.add_row(row(direction));
     }
     output::line(&table.to_string())?;
+    if let Some(slot) = &figures.slot {
+        let room = slot.safe_bytes.map_or_else(String::new, |safe| format!(", and may lose it after {safe} more"));
+        let danger = if slot.endangered { ": most of its room is used up" } else { "" };
+        output::line(&format!("PostgreSQL keeps {} bytes of its log for the slot{room}{danger}", slot.retained_bytes))?;
+    }
     for copy in &figures.backfills {
         output::line(&format!(
             "copying {} from {}: {}{} rows{}",

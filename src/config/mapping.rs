@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::{Document, hint};
 use super::link::NAME_MAX;
-use crate::change::{DeletePolicy, ForeignEdit, InitialMerge, Policy, Side};
+use crate::change::{DeletePolicy, ForeignEdit, InitialMerge, Policy, Side, TruncatePolicy};
 
 /// Which way a mapping's edits go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -44,6 +44,9 @@ pub struct MappingConfig {
     pub policy: Option<Policy>,
     /// What wins between a delete and an unseen edit, if other than the link says.
     pub delete: Option<DeletePolicy>,
+    /// What a TRUNCATE of the table comes to: `stop` refuses it, `propagate` deletes each record, `ignore` keeps the records and
+    /// writes their rows again.
+    pub truncate: TruncatePolicy,
     /// Whose values stand when two populated sides are joined, if other than the link says.
     pub initial_merge: Option<InitialMerge>,
     /// Whether what exists already is copied when the mapping begins.
@@ -61,6 +64,7 @@ impl Default for MappingConfig {
             fields: Vec::new(),
             policy: None,
             delete: None,
+            truncate: TruncatePolicy::default(),
             initial_merge: None,
             backfill: true,
         }

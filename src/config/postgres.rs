@@ -91,6 +91,11 @@ pub struct Postgres {
     pub slot: String,
     /// The publication; `tidelock_` and the link's name if left out.
     pub publication: String,
+    /// Whether the slot is to be taken over by standbys, so that it goes on when one is promoted. Needs PostgreSQL 17, and
+    /// `sync_replication_slots` on the standby.
+    pub failover_slot: bool,
+    /// Whether row filters of the publication are on purpose: rows that they leave out are not kept in step.
+    pub row_filters: bool,
     /// What numbers are stored as in the tables that `init` makes.
     pub numbers: Numbers,
     /// How often the slot is moved on while the database is idle, in seconds.
@@ -124,6 +129,8 @@ impl Default for Postgres {
             trigger_archive_days: 7,
             slot: String::new(),
             publication: String::new(),
+            failover_slot: false,
+            row_filters: false,
             numbers: Numbers::default(),
             heartbeat_seconds: 10,
             connect_timeout_seconds: 10,

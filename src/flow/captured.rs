@@ -44,6 +44,12 @@ pub enum Item {
         /// Tickets that the side does not accept, with its error code and message; nothing was written for them.
         refused: Vec<(Offset, Str, Str)>,
     },
+    /// The table of a mapping was emptied by one statement. It comes alone in its batch, with everything before it durable, and
+    /// twice takes a place: the rows' ends come at the one before its own.
+    Truncate {
+        /// The mapping.
+        mapping: MappingId,
+    },
     /// The stream has come this far, with nothing for us in between.
     Progress,
     /// Something about the stream that belongs on record.
@@ -139,6 +145,8 @@ pub struct Receipt {
     pub tail: Offset,
     /// Events that were dropped as delivered before.
     pub duplicates: u64,
+    /// Whether a TRUNCATE in the batch emptied more rows than one append takes: it is to be offered again for the others.
+    pub more: bool,
 }
 
 /// Takes batches into the log, in the order handed over.

@@ -71,6 +71,25 @@ impl Collector for Scrape {
         for direction in directions {
             ConstGauge::new(direction.lag_seconds).encode(family.encode_family(&labels(direction))?)?;
         }
+        let mut family = encoder.encode_descriptor(
+            "source_lag_seconds",
+            "For how long the source has been ahead of what is durable in the log",
+            None,
+            kind,
+        )?;
+        for direction in directions {
+            ConstGauge::new(direction.source_lag_seconds).encode(family.encode_family(&labels(direction))?)?;
+        }
+        if let Some(slot) = &figures.slot {
+            let help = "Bytes of its log that PostgreSQL keeps for the replication slot";
+            gauge(&mut encoder, "slot_retained_bytes", help, slot.retained_bytes)?;
+            if let Some(safe) = slot.safe_bytes {
+                let help = "Bytes that PostgreSQL may yet write before it can invalidate the replication slot";
+                gauge(&mut encoder, "slot_safe_bytes", help, u64::try_from(safe).unwrap_or(0))?;
+            }
+            let help = "Whether most of the replication slot's room is used up";
+            gauge(&mut encoder, "slot_endangered", help, u64::from(slot.endangered))?;
+        }
         gauge(&mut encoder, "log_entries", "Entries in the change log", figures.log_entries)?;
         gauge(&mut encoder, "log_bytes", "Bytes of the change log on disk", figures.log_bytes)?;
         gauge(&mut encoder, "log_queue", "Jobs that wait for the log's writer", figures.queued)?;

@@ -1,5 +1,7 @@
 //! What an event, a plan, an answer or a person's word becomes as entries. No threads, no runtime.
 
+mod truncate;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -20,6 +22,7 @@ use crate::log::{Append, ChangeLog, ReadLimit};
 use super::fold::{Fold, delivered};
 use super::keys::{self, StateKey};
 use super::meta::Meta;
+use truncate::Truncating;
 
 /// How a write went, for the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +128,8 @@ pub struct Core {
     unheard: HashMap<RecordId, Offset>,
     /// Such writes, acknowledged and passed by the stream, by the Salesforce records that are being read for them.
     unconfirmed: HashMap<(MappingId, Str), (RecordId, Offset)>,
+    /// The TRUNCATE of which not all rows are told yet.
+    truncating: Option<Truncating>,
     /// Entries begun since the start: whether somebody has changed anything.
     pushes: u64,
 }
@@ -148,6 +153,7 @@ impl Core {
             opened_at: next,
             unheard: HashMap::new(),
             unconfirmed: HashMap::new(),
+            truncating: None,
             pushes: 0,
         })
     }
@@ -272,9 +278,10 @@ impl Core {
         // Salesforce has none.
         let placed = |event: &&Event| match &event.item {
             Item::Progress => false,
+            Item::Truncate { .. } if self.is_truncating() => false,
             _ if batch.side == Side::Postgres => true,
             Item::Row(row) => !row.operation.is_image(),
-            Item::Applied { .. } => true,
+            Item::Applied { .. } | Item::Truncate { .. } => true,
             Item::Notice(_) => false,
         };
         let Some(last) = batch.events.iter().rev().find(placed) else { return Ok(()) };
@@ -318,6 +325,7 @@ impl Core {
                 self.applied(side, event, applied, skipped)?;
                 refused.iter().try_for_each(|(ticket, code, message)| self.refused(side, *ticket, code, message))
             }
+            Item::Truncate { mapping } => self.truncate(side, event, *mapping),
             Item::Progress => self.at(side, &event.position),
             Item::Notice(notice) => self.push(Body::Notice(notice.clone())).map(|_| ()),
         }

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::change::{DeletePolicy, Lsn, Transaction, Who};
+use crate::change::{DeletePolicy, Lsn, Transaction, TruncatePolicy, Who};
 use crate::clock;
 use crate::log::memory::MemoryLog;
 
@@ -470,6 +470,60 @@ fn an_external_id_that_was_given_to_another_record_is_a_dead_letter() {
         // As advised.
         core.intake(&row(Side::Postgres, 7, 2, RowOperation::Update, &[(0, "z")])).unwrap();
         assert_eq!(plan(&mut core, Side::Salesforce, 1).external_id.as_deref(), Some("z"));
+        core.commit().unwrap();
+        sound(&log);
+    }
+}
+
+/// The ends of a truncated table's rows, a page at a time; whatever happens in between, the rest follows.
+#[test]
+fn a_truncated_table_is_told_row_by_row_by_its_policy() {
+    const ROWS: u64 = 1_200;
+    for policy in [TruncatePolicy::Propagate, TruncatePolicy::Ignore] {
+        let log = MemoryLog::new();
+        let mut core = Core::open(Arc::new(log.reopen()), clock::system()).unwrap();
+        let mut catalog = catalog(&["Phone"]);
+        catalog.mappings[0].truncate = policy;
+        core.configure(&catalog).unwrap();
+        core.open_stream(Side::Postgres, "p").unwrap();
+        core.open_stream(Side::Salesforce, "s").unwrap();
+        for n in 1..=ROWS {
+            core.intake(&row(Side::Postgres, n, n, RowOperation::Insert, &[(0, &format!("x{n}"))])).unwrap();
+        }
+        core.intake(&row(Side::Postgres, 2_000, 7, RowOperation::Delete, &[])).unwrap();
+        core.commit().unwrap();
+        let mut truncate = batch(Side::Postgres, 3_000, Item::Truncate { mapping: MappingId(0) });
+        if let Position::Postgres { index, .. } = &mut truncate.events[0].position {
+            *index = 1;
+        }
+        let mut offered = 0;
+        let mut offer = |core: &mut Core| {
+            offered += 1;
+            core.intake(&truncate).unwrap();
+            core.commit().unwrap();
+            core.is_truncating()
+        };
+        assert!(offer(&mut core));
+        // A crash: the source sends the statement again.
+        drop(core);
+        let mut core = Core::open(Arc::new(log.reopen()), clock::system()).unwrap();
+        while offer(&mut core) {}
+        assert_eq!(core.meta().positions[0], Some(truncate.events[0].position.clone()));
+        let before = core.tail();
+        assert!(!offer(&mut core), "it is a duplicate by now");
+        assert_eq!((core.tail(), core.counts.duplicates[0]), (before, 1));
+        let records: Vec<RecordId> = (0..ROWS).map(RecordId).collect();
+        let (mut gone, mut stands) = (0, 0);
+        for record in &records {
+            let state = core.record(*record).unwrap().unwrap();
+            gone += u64::from(!state.exists_at(Side::Postgres));
+            stands += u64::from(state.exists());
+        }
+        assert_eq!(gone, ROWS);
+        assert_eq!(stands, if policy == TruncatePolicy::Ignore { ROWS - 1 } else { 0 });
+        let again = core.plan(Side::Postgres, &records, Offset(0)).unwrap();
+        assert!(again.iter().all(|write| write.kind == WriteKind::Create));
+        assert_eq!(again.len() as u64, stands);
         core.commit().unwrap();
         sound(&log);
     }

@@ -36,6 +36,7 @@ pub(crate) fn catalog(fields: &[&str]) -> Catalog {
         external_id: Some(FieldId(0)),
         owner: None,
         delete: DeletePolicy::DeleteWins,
+        truncate: crate::change::TruncatePolicy::default(),
         initial_merge: InitialMerge::Salesforce,
         rank: 0,
     };

@@ -249,11 +249,11 @@ impl Ledger {
 impl Intake for Ledger {
     async fn offer(&self, batch: Batch) -> Result<impl Future<Output = Result<Receipt>> + Send + 'static> {
         let status = self.status();
-        let done = self.submit(move |core| core.intake(&batch)).await?;
+        let done = self.submit(move |core| Ok((core.intake(&batch)?, core.is_truncating()))).await?;
         Ok(async move {
-            let duplicates = done.await?;
+            let (duplicates, more) = done.await?;
             let tail = status.borrow().tail;
-            Ok(Receipt { tail, duplicates })
+            Ok(Receipt { tail, duplicates, more })
         })
     }
 }

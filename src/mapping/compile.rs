@@ -133,6 +133,7 @@ impl<'a> Compiler<'a> {
             owner: (config.access == Access::ReadOnly).then_some(Side::Salesforce),
             external_id: None,
             delete: config.delete.unwrap_or(self.defaults.delete),
+            truncate: config.truncate,
             initial_merge: config.initial_merge.unwrap_or(self.defaults.initial_merge),
             rank: 0,
         };

@@ -81,6 +81,7 @@ pub struct Backfill {
     capture: CaptureHandle,
     known: Option<KnownRows>,
     marks: Marks,
+    publication: Option<String>,
 }
 
 /// A column of the table.
@@ -101,6 +102,8 @@ struct Reading {
     key_columns: Vec<String>,
     key_types: Vec<String>,
     fields: Vec<(FieldDef, u32)>,
+    /// The publication's row filter.
+    filter: Option<String>,
 }
 
 impl Backfill {
@@ -113,6 +116,7 @@ impl Backfill {
             capture,
             known: None,
             marks: Marks::default(),
+            publication: None,
         }
     }
 
@@ -126,6 +130,12 @@ impl Backfill {
     #[must_use]
     pub fn looking_for(self, known: KnownRows) -> Self {
         Self { known: Some(known), ..self }
+    }
+
+    /// The same for those rows alone that the publication does not leave out by a row filter: the stream tells of no others.
+    #[must_use]
+    pub fn published_by(self, publication: &str) -> Self {
+        Self { publication: Some(publication.to_owned()), ..self }
     }
 
     /// Runs to the end or until cancelled; returns how far it came. `on_progress` is called when a chunk is durable.
@@ -143,7 +153,7 @@ impl Backfill {
         let settings =
             format!("SET synchronous_commit = local; SET statement_timeout = {}", STATEMENT_TIMEOUT.as_millis());
         session.batch_execute(&settings).await.map_err(|e| self.failed("preparing", e))?;
-        let reading = Reading::of(&session, &self.mapping).await?;
+        let reading = Reading::of(&session, &self.mapping, self.publication.as_deref()).await?;
         while !progress.finished {
             let chunk = self.copy_chunk(&session, &reading, &progress);
             let copied = tokio::select! {
@@ -261,7 +271,7 @@ const COLUMNS: &str = "WITH RECURSIVE base (attname, declared, typ) AS ( \
      WHERE t.typtype <> 'd'";
 
 impl Reading {
-    async fn of(session: &Session, mapping: &MappingDef) -> Result<Self> {
+    async fn of(session: &Session, mapping: &MappingDef, publication: Option<&str>) -> Result<Self> {
         let MappingDef { schema, table, .. } = mapping;
         let doing = format!("looking at the table {schema}.{table}");
         let rows = session.query(COLUMNS, &[schema, table]).await.map_err(|e| database_error(&doing, e))?;
@@ -287,17 +297,26 @@ impl Reading {
         let list: Vec<String> = key_columns.iter().cloned().chain(field_columns).collect();
         let table = format!("{only}{}.{}", escape_identifier(schema), escape_identifier(table));
         let select = format!("SELECT {} FROM {table}", list.join(", "));
-        Ok(Self { select, table, key_columns, key_types, fields })
+        // Version 14 has no row filters, and no such column.
+        let filter = "SELECT pg_catalog.to_jsonb(t) ->> 'rowfilter' FROM pg_catalog.pg_publication_tables t \
+                      WHERE t.pubname = $1 AND t.schemaname = $2 AND t.tablename = $3";
+        let (schema, name) = (&mapping.schema, &mapping.table);
+        let row =
+            session.query_opt(filter, &[&publication, schema, name]).await.map_err(|e| database_error(&doing, e))?;
+        let filter = row.and_then(|row| row.get(0));
+        Ok(Self { select, table, key_columns, key_types, fields, filter })
     }
 
     /// The query of the rows after a key.
     fn chunk_sql(&self, after: &Str, limit: usize) -> Result<String> {
         let keys = self.key_columns.join(", ");
-        let mut condition = String::new();
-        if !after.is_empty() {
-            condition = format!(" WHERE ({keys}) > ({})", self.key_values(&Key(after.clone()))?);
-        }
-        Ok(format!("{}{condition} ORDER BY {keys} LIMIT {limit}", self.select))
+        let filter = self.filter.as_deref().unwrap_or("true");
+        let behind = if after.is_empty() {
+            String::new()
+        } else {
+            format!(" AND ({keys}) > ({})", self.key_values(&Key(after.clone()))?)
+        };
+        Ok(format!("{} WHERE ({filter}){behind} ORDER BY {keys} LIMIT {limit}", self.select))
     }
 
     /// A key's values as SQL.
@@ -321,9 +340,10 @@ impl Reading {
         let names: Vec<String> = (0..self.key_columns.len()).map(|n| format!("k{n}")).collect();
         let equal = self.key_columns.iter().zip(&names).map(|(column, name)| format!("t.{column} = known.{name}"));
         Ok(format!(
-            "SELECT known.n FROM (VALUES {values}) AS known (n, {}) WHERE NOT EXISTS (SELECT FROM {} AS t WHERE {})",
+            "SELECT known.n FROM (VALUES {values}) AS known (n, {}) WHERE NOT EXISTS (SELECT FROM {} AS t WHERE ({}) AND {})",
             names.join(", "),
             self.table,
+            self.filter.as_deref().unwrap_or("true"),
             equal.collect::<Vec<String>>().join(" AND ")
         ))
     }

@@ -4,8 +4,8 @@
 //! a plan in one transaction. So planning after applying gives an empty plan, and a plan can be shown before it is run.
 //!
 //! * Schema `tidelock`: the cursor table and the trigger functions.
-//! * On each mirror table: a trigger that tells the stream who changes it, one that refuses TRUNCATE, and where Salesforce
-//!   owns fields whose foreign edits are refused, one that refuses those.
+//! * On each mirror table: a trigger that tells the stream who changes it, one that refuses TRUNCATE if it is not to be let through
+//!   (each partition has one, too, since the stream does not tell that of a partition alone), and where Salesforce owns fields whose foreign edits are refused, one that refuses those.
 //! * `public.get_xmlbinary()`, which functions written for Heroku Connect call.
 //! * The publication that capture reads, or the triggers that log changes where there is none (`capture::trigger_log`).
 
@@ -19,7 +19,7 @@ use tokio_postgres::types::ToSql;
 use super::capture::trigger_log::install as trigger_log;
 use super::connect::database_error;
 use super::introspect::{TableDetail, table_details};
-use crate::change::{Catalog, FieldKind, ForeignEdit, Side};
+use crate::change::{Catalog, FieldKind, ForeignEdit, Side, TruncatePolicy};
 use crate::config::Numbers;
 use crate::error::{Error, Kind, Result};
 use crate::mapping::{SobjectDescription, mirror};
@@ -27,7 +27,7 @@ use crate::mapping::{SobjectDescription, mirror};
 /// The schema of everything that is ours.
 pub const SCHEMA: &str = "tidelock";
 
-const FUNCTIONS: [(&str, &str, &str); 3] = [
+const FUNCTIONS: [(&str, &str, &str); 5] = [
     ("tell_actor", "tell the stream who changes a mirror table", include_str!("../../sql/actor.sql")),
     (
         "refuse_foreign_edit",
@@ -35,6 +35,12 @@ const FUNCTIONS: [(&str, &str, &str); 3] = [
         include_str!("../../sql/refuse_foreign_edit.sql"),
     ),
     ("refuse_truncate", "refuse TRUNCATE of a mirror table", include_str!("../../sql/refuse_truncate.sql")),
+    (
+        "delete_truncated",
+        "delete the rows of a partition that is truncated alone",
+        include_str!("../../sql/delete_truncated.sql"),
+    ),
+    ("mark_truncate", "mark TRUNCATE of a partitioned table", include_str!("../../sql/mark_truncate.sql")),
 ];
 const CREATE_SCHEMA: &str = include_str!("../../sql/schema.sql");
 const CREATE_REPLAY: &str = include_str!("../../sql/replay.sql");
@@ -42,6 +48,7 @@ const CREATE_XMLBINARY: &str = include_str!("../../sql/get_xmlbinary.sql");
 
 const TRIGGER_ACTOR: &str = "tidelock_actor";
 const TRIGGER_TRUNCATE: &str = "tidelock_truncate";
+const TRIGGER_TRUNCATED: &str = "tidelock_truncated";
 const TRIGGER_OWNED_INSERT: &str = "tidelock_owned_insert";
 const TRIGGER_OWNED_UPDATE: &str = "tidelock_owned_update";
 
@@ -79,6 +86,8 @@ pub struct MirrorTable {
     /// The columns that Salesforce owns and whose edits here are refused, and whether they are boolean (where false says
     /// the same as nothing).
     pub refused: Vec<(String, bool)>,
+    /// What a TRUNCATE of it comes to.
+    pub truncate: TruncatePolicy,
 }
 
 impl MirrorTable {
@@ -141,6 +150,7 @@ impl Installation {
                     .filter(|f| f.owner == Some(Side::Salesforce) && f.foreign_edit == ForeignEdit::Refuse)
                     .map(|field| (field.column.clone(), field.kind == FieldKind::Boolean))
                     .collect(),
+                truncate: mapping.truncate,
             })
             .collect();
         Self { publication: publication.into(), tables, triggers: None }
@@ -213,7 +223,13 @@ pub async fn plan_removal(client: &Client, link: &str, installation: &Installati
         Some(_) => others(client, link).await? == 0,
         None => true,
     };
-    let ours = |schema: &str, table: &str| installation.tables.iter().any(|t| t.schema == schema && t.table == table);
+    let ours = |schema: &str, table: &str| {
+        let is = |t: &MirrorTable| {
+            (t.schema == schema && t.table == table)
+                || state.partitions(t).iter().any(|p| p.0 == schema && p.1 == table)
+        };
+        installation.tables.iter().any(is)
+    };
     for (schema, table, trigger) in state.triggers.keys().filter(|(schema, table, _)| last || ours(schema, table)) {
         let sql = format!(
             "DROP TRIGGER IF EXISTS {} ON {}.{}",
@@ -265,6 +281,8 @@ struct State {
     xmlbinary: bool,
     /// Comments of our triggers, by schema, table and trigger.
     triggers: BTreeMap<(String, String, String), String>,
+    /// The partitions with rows of each partitioned mirror table, all by schema and table.
+    partitions: BTreeMap<(String, String), Vec<(String, String)>>,
     publication: Option<Publication>,
 }
 
@@ -297,6 +315,7 @@ impl State {
         state.replay = table_details(client, SCHEMA, &["replay".to_owned()]).await?.into_iter().next();
         state.read_functions(client).await?;
         state.read_triggers(client).await?;
+        state.read_partitions(client).await?;
         state.publication = read_publication(client, &installation.publication).await?;
         Ok(state)
     }
@@ -333,18 +352,36 @@ impl State {
         Ok(())
     }
 
+    async fn read_partitions(&mut self, client: &Client) -> Result<()> {
+        let doing = "reading the partitions of the mirror tables";
+        let sql = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_partition_tree($1::oid::regclass) p \
+                   JOIN pg_catalog.pg_class c ON c.oid = p.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                   WHERE p.isleaf AND c.relkind = 'r' ORDER BY 1, 2";
+        for (name, detail) in self.tables.iter().filter(|(_, detail)| detail.relkind == 'p') {
+            let rows = query(client, sql, &[&detail.oid], doing).await?;
+            let found = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+            let found = found.collect::<Result<_, tokio_postgres::Error>>().map_err(|e| database_error(doing, e))?;
+            self.partitions.insert(name.clone(), found);
+        }
+        Ok(())
+    }
+
     fn table(&self, table: &MirrorTable) -> Option<&TableDetail> {
         self.tables.get(&(table.schema.clone(), table.table.clone()))
     }
 
-    fn trigger(&self, table: &MirrorTable, trigger: &str) -> Option<&String> {
-        self.triggers.get(&(table.schema.clone(), table.table.clone(), trigger.to_owned()))
+    fn trigger(&self, schema: &str, table: &str, trigger: &str) -> Option<&String> {
+        self.triggers.get(&(schema.to_owned(), table.to_owned(), trigger.to_owned()))
+    }
+
+    fn partitions(&self, table: &MirrorTable) -> &[(String, String)] {
+        self.partitions.get(&(table.schema.clone(), table.table.clone())).map_or(&[], Vec::as_slice)
     }
 }
 
 async fn read_publication(client: &Client, name: &str) -> Result<Option<Publication>> {
     let doing = "reading the publication";
-    let sql = "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND NOT pubtruncate AND pubviaroot \
+    let sql = "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot \
                FROM pg_catalog.pg_publication WHERE pubname = $1";
     let rows = query(client, sql, &[&name], doing).await?;
     let Some(row) = rows.first() else { return Ok(None) };
@@ -456,38 +493,86 @@ fn plan_triggers(table: &MirrorTable, streamed: bool, state: &State, steps: &mut
     let quoted = table.quoted();
     let label = table.label();
     let actor = format!(
-        "CREATE OR REPLACE TRIGGER {TRIGGER_ACTOR} BEFORE INSERT OR UPDATE OR DELETE ON {quoted} \
+        "CREATE OR REPLACE TRIGGER {TRIGGER_ACTOR} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {quoted} \
          FOR EACH STATEMENT EXECUTE FUNCTION tidelock.tell_actor()"
     );
-    let truncate = format!(
-        "CREATE OR REPLACE TRIGGER {TRIGGER_TRUNCATE} BEFORE TRUNCATE ON {quoted} \
-         FOR EACH STATEMENT EXECUTE FUNCTION tidelock.refuse_truncate()"
-    );
     let detail = state.table(table);
-    let mut wanted = vec![
-        (TRIGGER_ACTOR, format!("tell the stream who changes {label}"), Some(actor).filter(|_| streamed)),
-        (TRIGGER_TRUNCATE, format!("refuse TRUNCATE of {label}"), Some(truncate)),
-    ];
+    let mut wanted =
+        vec![(TRIGGER_ACTOR, format!("tell the stream who changes {label}"), Some(actor).filter(|_| streamed))];
+    let partitions = state.partitions(table);
+    let [before, after] = guards(table, !partitions.is_empty());
+    wanted.push((TRIGGER_TRUNCATE, format!("deal with TRUNCATE of {label}"), before));
+    wanted.push((TRIGGER_TRUNCATED, format!("know when TRUNCATE of {label} is over"), after));
     let reason = format!("refuse edits of what Salesforce owns in {label}");
     wanted.push((TRIGGER_OWNED_INSERT, reason.clone(), owned_insert(table, detail)));
     wanted.push((TRIGGER_OWNED_UPDATE, reason, owned_update(table)));
     for (name, reason, sql) in wanted {
-        let present = state.trigger(table, name);
-        match sql {
-            Some(sql) => {
-                let mark = format!("Tidelock {:08x}", crc32c::crc32c(sql.as_bytes()));
-                if present != Some(&mark) {
-                    let comment = format!("COMMENT ON TRIGGER {name} ON {quoted} IS {}", escape_literal(&mark));
-                    steps.push(Step::new(reason, format!("{sql};\n{comment}")));
-                }
-            }
-            None if present.is_some() => {
-                let sql = format!("DROP TRIGGER IF EXISTS {name} ON {quoted}");
-                steps.push(Step::new(format!("no longer {reason}"), sql));
-            }
-            None => {}
-        }
+        plan_trigger((&table.schema, &table.table), name, &reason, sql, state, steps);
     }
+    for (schema, partition) in partitions {
+        let sql = Some(partition_guard(table, schema, partition));
+        let reason = format!("deal with TRUNCATE of {schema}.{partition}, a partition of {label}");
+        plan_trigger((schema, partition), TRIGGER_TRUNCATE, &reason, sql, state, steps);
+    }
+}
+
+/// Makes a trigger that is missing or of another text, and removes one that is not wanted.
+fn plan_trigger(
+    (schema, table): (&str, &str),
+    name: &str,
+    reason: &str,
+    sql: Option<String>,
+    state: &State,
+    steps: &mut Vec<Step>,
+) {
+    let quoted = format!("{}.{}", escape_identifier(schema), escape_identifier(table));
+    let present = state.trigger(schema, table, name);
+    match sql {
+        Some(sql) => {
+            let mark = format!("Tidelock {:08x}", crc32c::crc32c(sql.as_bytes()));
+            if present != Some(&mark) {
+                let comment = format!("COMMENT ON TRIGGER {name} ON {quoted} IS {}", escape_literal(&mark));
+                steps.push(Step::new(reason, format!("{sql};\n{comment}")));
+            }
+        }
+        None if present.is_some() => {
+            let sql = format!("DROP TRIGGER IF EXISTS {name} ON {quoted}");
+            steps.push(Step::new(format!("no longer {reason}"), sql));
+        }
+        None => {}
+    }
+}
+
+/// What happens before and after TRUNCATE of a mirror table. One that is let through is in the stream; what it needs is a mark
+/// for the partitions' triggers.
+fn guards(table: &MirrorTable, partitioned: bool) -> [Option<String>; 2] {
+    let guard = |name: &str, when: &str, function: &str| {
+        Some(format!(
+            "CREATE OR REPLACE TRIGGER {name} {when} TRUNCATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION tidelock.{function}",
+            table.quoted()
+        ))
+    };
+    let mark = format!("mark_truncate({})", escape_literal(&table.label()));
+    match table.truncate {
+        TruncatePolicy::Stop => [guard(TRIGGER_TRUNCATE, "BEFORE", "refuse_truncate()"), None],
+        _ if partitioned => [guard(TRIGGER_TRUNCATE, "BEFORE", &mark), guard(TRIGGER_TRUNCATED, "AFTER", &mark)],
+        _ => [None, None],
+    }
+}
+
+/// What happens before TRUNCATE of a partition alone, which the stream does not tell: its rows are deleted one by one, or it is
+/// refused.
+fn partition_guard(table: &MirrorTable, schema: &str, partition: &str) -> String {
+    let function = match table.truncate {
+        TruncatePolicy::Propagate => "delete_truncated",
+        TruncatePolicy::Ignore | TruncatePolicy::Stop => "refuse_truncate",
+    };
+    format!(
+        "CREATE OR REPLACE TRIGGER {TRIGGER_TRUNCATE} BEFORE TRUNCATE ON {}.{} FOR EACH STATEMENT EXECUTE FUNCTION tidelock.{function}({})",
+        escape_identifier(schema),
+        escape_identifier(partition),
+        escape_literal(&table.label())
+    )
 }
 
 /// A user's session: the condition under which owned columns are guarded.
@@ -531,8 +616,8 @@ fn owned(table: &MirrorTable, name: &str, event: &str, tests: Vec<String>) -> Op
     ))
 }
 
-/// What capture needs of the publication. TRUNCATE is not published: the stream does not tell which rows went.
-const PUBLICATION_OPTIONS: &str = "publish = 'insert, update, delete', publish_via_partition_root = true";
+/// What capture needs of the publication.
+const PUBLICATION_OPTIONS: &str = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true";
 
 fn plan_publication(installation: &Installation, state: &State, steps: &mut Vec<Step>) {
     let name = &installation.publication;

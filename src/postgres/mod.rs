@@ -13,6 +13,7 @@ pub mod introspect;
 pub mod marks;
 pub mod pgoutput;
 pub mod preflight;
+pub mod publication;
 pub mod slot;
 pub mod target;
 mod tls;

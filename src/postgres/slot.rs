@@ -1,8 +1,8 @@
 //! The publication and the replication slot that a link's stream comes from: making, checking and removing them.
 //!
 //! The publication comes before the slot, because the server looks it up as of the time of each change that it decodes.
-//! It publishes inserts, updates and deletes, and partitioned tables as their root; it does not publish `TRUNCATE`, since
-//! the stream cannot tell which rows it removed (the mirror's own trigger deals with it).
+//! It publishes inserts, updates, deletes and `TRUNCATE`, and partitioned tables as their root. What a `TRUNCATE` comes to is
+//! the mapping's policy; that of a single partition is not in the stream (a trigger on the partition deals with it).
 //!
 //! A slot remembers only how far somebody has acknowledged. Started at an older place, the server begins at the later one
 //! without a word. So after each start the slot is read again and compared with what the change log holds
@@ -56,6 +56,13 @@ pub struct Slot {
     pub current_lsn: Lsn,
 }
 
+impl Slot {
+    /// How much of its log the server keeps for it.
+    pub fn retained_bytes(&self) -> u64 {
+        self.restart_lsn.map_or(0, |restart| self.current_lsn.0.saturating_sub(restart.0))
+    }
+}
+
 /// What [`ensure_publication`] did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PublicationChange {
@@ -73,11 +80,11 @@ type Table = (String, String);
 pub async fn ensure_publication(client: &Client, publication: &str, tables: &[Table]) -> Result<PublicationChange> {
     let name = escape_identifier(publication);
     let doing = format!("setting up the publication `{publication}`");
-    let options = "publish = 'insert, update, delete', publish_via_partition_root = true";
+    let options = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true";
     let wanted: BTreeSet<&Table> = tables.iter().collect();
     let existing = client
         .query_opt(
-            "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND NOT pubtruncate AND pubviaroot \
+            "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot \
              FROM pg_catalog.pg_publication WHERE pubname = $1",
             &[&publication],
         )
@@ -109,8 +116,9 @@ pub async fn ensure_publication(client: &Client, publication: &str, tables: &[Ta
 }
 
 /// Checks that the publication publishes every insert, update and delete of these tables (`(schema, table)`), since what it
-/// leaves out would be missed in silence. A column that it leaves out is found when the stream describes the table.
-pub async fn check_publication(client: &Client, publication: &str, tables: &[Table]) -> Result<()> {
+/// leaves out would be missed in silence: but for rows that a filter leaves out, where `row_filters` says that they are on purpose.
+/// A column that it leaves out is found when the stream describes the table.
+pub async fn check_publication(client: &Client, publication: &str, tables: &[Table], row_filters: bool) -> Result<()> {
     let doing = format!("checking the publication `{publication}`");
     let sql = "SELECT pubinsert AND pubupdate AND pubdelete FROM pg_catalog.pg_publication WHERE pubname = $1";
     let row = client.query_opt(sql, &[&publication]).await.map_err(|e| database_error(&doing, e))?;
@@ -123,12 +131,12 @@ pub async fn check_publication(client: &Client, publication: &str, tables: &[Tab
             if missing.is_empty() {
                 let filtered = published(client, &doing, FILTERED_TABLES, publication).await?;
                 let filtered: BTreeSet<&Table> = tables.iter().filter(|t| filtered.contains(t)).collect();
-                if filtered.is_empty() {
+                if filtered.is_empty() || row_filters {
                     return Ok(());
                 }
                 let message = format!(
                     "the publication `{publication}` leaves out rows of {} by a row filter, and their changes would be missed in \
-                     silence; take the filter off (ALTER PUBLICATION ... SET TABLE)",
+                     silence; take the filter off (ALTER PUBLICATION ... SET TABLE), or write `row_filters = true` in [postgres] if it is on purpose",
                     names(&filtered).join(", ")
                 );
                 return Err(Error::new(Kind::Configuration, message));
@@ -232,6 +240,34 @@ pub async fn ensure_slot(client: &Client, slot: &str) -> Result<Slot> {
         return Err(described);
     }
     read_slot(client, slot).await?.ok_or_else(|| missing(slot))
+}
+
+/// Makes the slot one that standbys take over: it goes on there when one is promoted.
+pub async fn ensure_failover(client: &Client, endpoint: &Endpoint, slot: &str) -> Result<()> {
+    let doing = format!("making `{slot}` a failover slot");
+    let sql =
+        "SELECT pg_catalog.to_jsonb(s) ->> 'failover' FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1";
+    let row = client.query_opt(sql, &[&slot]).await.map_err(|e| database_error(&doing, e))?;
+    match row.and_then(|row| row.get::<_, Option<String>>(0)).as_deref() {
+        Some("true") => return Ok(()),
+        Some(_) => {}
+        None => {
+            let message = "`failover_slot` in [postgres] needs PostgreSQL 17 or newer; leave it out";
+            return Err(Error::new(Kind::Configuration, message));
+        }
+    }
+    let mut connection = wire::connect(endpoint).await?;
+    let command = format!("ALTER_REPLICATION_SLOT {} (FAILOVER true)", escape_identifier(slot));
+    let altering = connection.simple_query(&command);
+    match tokio::time::timeout(endpoint.connect_timeout, altering).await {
+        Ok(Ok(_)) => connection.finish().await.map_err(|e| e.at(endpoint).within(&doing)),
+        Ok(Err(wire::ReplicationError::Refused(refused))) => {
+            let message = format!("{doing}: {refused}");
+            Err(Error::new(classify(&refused.code), message).caused_by(refused))
+        }
+        Ok(Err(other)) => Err(other.at(endpoint).within(&doing)),
+        Err(_) => Err(Error::new(Kind::Unavailable, format!("{doing}: {endpoint} does not answer"))),
+    }
 }
 
 async fn slot_creation_error(client: &Client, slot: &str, error: tokio_postgres::Error) -> Error {
@@ -621,6 +657,23 @@ mod tests {
         let gone = timeline_history(&server.endpoint(), 7).await.unwrap_err();
         assert_eq!(gone.kind(), Kind::StreamLost, "{gone}");
         assert!(gone.to_string().contains("00000007.history"), "{gone}");
+    }
+
+    #[tokio::test]
+    async fn a_slot_becomes_a_failover_slot_where_the_server_has_them() {
+        let server = PostgresServer::start(ServerSettings::default()).await.unwrap();
+        let session = server.session().await.unwrap();
+        ensure_slot(&session, "s").await.unwrap();
+        let made = ensure_failover(&session, &server.endpoint(), "s").await;
+        let version: u32 = server.value("SHOW server_version_num").await.unwrap().unwrap().parse().unwrap();
+        if version < 170_000 {
+            assert_eq!(made.unwrap_err().kind(), Kind::Configuration);
+            return;
+        }
+        made.unwrap();
+        let is = server.value("SELECT failover FROM pg_replication_slots").await.unwrap();
+        assert_eq!(is.as_deref(), Some("t"));
+        ensure_failover(&session, &server.endpoint(), "s").await.unwrap();
     }
 
     #[test]

@@ -61,7 +61,7 @@ impl Intake for Names {
                 );
             }
         }
-        Ok(async { Ok(Receipt { tail: Offset(0), duplicates: 0 }) })
+        Ok(async { Ok(Receipt { tail: Offset(0), duplicates: 0, more: false }) })
     }
 }
 

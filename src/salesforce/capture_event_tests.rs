@@ -41,6 +41,7 @@ pub(crate) fn mapping() -> MappingDef {
         owner: None,
         external_id: None,
         delete: DeletePolicy::default(),
+        truncate: crate::change::TruncatePolicy::default(),
         initial_merge: InitialMerge::default(),
         rank: 0,
     }

@@ -55,7 +55,7 @@ impl Intake for Memory {
             if let Some(released) = wait {
                 released.notified().await;
             }
-            Ok(Receipt { tail: crate::change::Offset(0), duplicates: 0 })
+            Ok(Receipt { tail: crate::change::Offset(0), duplicates: 0, more: false })
         })
     }
 }
@@ -71,6 +71,7 @@ fn line(event: &Event) -> String {
             format!("{:?} {}{fields}", row.operation, row.salesforce_id.as_ref().unwrap())
         }
         Item::Progress => "Progress".into(),
+        Item::Truncate { .. } => "Truncate".into(),
         Item::Applied { .. } => "Applied".into(),
         Item::Notice(Notice::Gap { reason, scope, .. }) => format!("Gap {} {scope}", reason.split(',').next().unwrap()),
         Item::Notice(Notice::Backfill { rows, after, finished, .. }) => format!("Backfill {rows} {after} {finished}"),

@@ -80,7 +80,7 @@ impl Intake for Memory {
     async fn offer(&self, batch: Batch) -> Result<impl Future<Output = Result<Receipt>> + Send + 'static> {
         let mut mirror = self.0.lock().unwrap();
         batch.events.into_iter().for_each(|event| mirror.apply(event));
-        Ok(async { Ok(Receipt { tail: Offset(0), duplicates: 0 }) })
+        Ok(async { Ok(Receipt { tail: Offset(0), duplicates: 0, more: false }) })
     }
 }
 
@@ -112,6 +112,7 @@ fn mapping(id: u16, sobject: &str, fields: &[(&str, FieldKind)]) -> MappingDef {
         fields,
         external_id: None,
         delete: DeletePolicy::default(),
+        truncate: crate::change::TruncatePolicy::default(),
         initial_merge: InitialMerge::default(),
         rank: id,
     }

@@ -38,6 +38,9 @@ pub struct Figures {
     pub to_salesforce: Direction,
     /// From Salesforce to PostgreSQL.
     pub to_postgres: Direction,
+    /// PostgreSQL's replication slot, once it was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<Slot>,
     /// Copying what was there before.
     pub backfills: Vec<Copying>,
     /// Salesforce's API allocation, once an answer has told it.
@@ -77,8 +80,22 @@ pub struct Direction {
     pub reconnects: u64,
     /// Bytes of the source's stream that are not yet durable in the log, where the source counts bytes.
     pub source_lag_bytes: u64,
+    /// For how long the source has been ahead of what is durable in the log, where it is known.
+    #[serde(default)]
+    pub source_lag_seconds: f64,
     /// In words.
     pub state: String,
+}
+
+/// PostgreSQL's replication slot.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Slot {
+    /// Bytes of its log that the server keeps for it.
+    pub retained_bytes: u64,
+    /// Bytes that the server may yet write before it can invalidate the slot, if it has a limit.
+    pub safe_bytes: Option<i64>,
+    /// Whether most of that room is used up.
+    pub endangered: bool,
 }
 
 /// Copying what was there before capture began.

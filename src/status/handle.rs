@@ -13,7 +13,7 @@ use crate::replay::ReplayStatus;
 use crate::salesforce::capture_status::CaptureStatus as SalesforceCapture;
 use crate::salesforce::rest::Rest;
 
-use super::figures::{self, Api, Copying, Direction, Figures, Totals};
+use super::figures::{self, Api, Copying, Direction, Figures, Slot, Totals};
 
 /// The header of a request that names the link it is for, and of each answer.
 pub const LINK_HEADER: &str = "tidelock-link";
@@ -98,6 +98,11 @@ impl Handle {
             queued: self.parts.ledger.queued() as u64,
             to_salesforce: self.direction(Side::Postgres, &status),
             to_postgres: self.direction(Side::Salesforce, &status),
+            slot: self.parts.postgres.snapshot().slot.map(|slot| Slot {
+                retained_bytes: slot.retained_bytes,
+                safe_bytes: slot.safe_bytes,
+                endangered: slot.endangered,
+            }),
             backfills: self.copies(),
             api: Some(Api { calls: usage.calls(), used: usage.used(), limit: usage.limit() }),
         })
@@ -122,14 +127,17 @@ impl Handle {
         let replay = &self.parts.replay[to.index()];
         let lag_entries = status.tail.0.saturating_sub(replay.cursor().0);
         let waiting_since = replay.waiting_since();
-        let lag_seconds =
-            if waiting_since == 0 { 0.0 } else { (self.parts.clock.now() - waiting_since).max(0) as f64 / 1_000_000.0 };
-        let (connected, reconnects, source_lag_bytes) = match from {
+        let since = |at: crate::clock::Micros| {
+            if at == 0 { 0.0 } else { (self.parts.clock.now() - at).max(0) as f64 / 1_000_000.0 }
+        };
+        let lag_seconds = since(waiting_since);
+        let (connected, reconnects, source_lag_bytes, source_lag_seconds) = match from {
             Side::Postgres => {
                 let capture = self.parts.postgres.snapshot();
-                (capture.connected, 0, capture.server_wal_end.0.saturating_sub(capture.durable_lsn.0))
+                let bytes = capture.server_wal_end.0.saturating_sub(capture.durable_lsn.0);
+                (capture.connected, 0, bytes, since(capture.behind_since))
             }
-            Side::Salesforce => (self.parts.salesforce.connected(), self.parts.salesforce.reconnects(), 0),
+            Side::Salesforce => (self.parts.salesforce.connected(), self.parts.salesforce.reconnects(), 0, 0.0),
         };
         let state = if replay.breaker_open() {
             "failing"
@@ -156,6 +164,7 @@ impl Handle {
             capture_connected: connected,
             reconnects,
             source_lag_bytes,
+            source_lag_seconds,
             state: state.into(),
         }
     }

@@ -40,6 +40,7 @@ fn mapping(id: u16, table: &str) -> MappingDef {
         owner: None,
         external_id: Some(FieldId(2)),
         delete: DeletePolicy::UpdateWins,
+        truncate: tidelock::change::TruncatePolicy::default(),
         initial_merge: InitialMerge::Salesforce,
         rank: id,
     }
@@ -56,7 +57,7 @@ async fn check(endpoint: &Endpoint, catalog: &Catalog, stage: Stage) -> Vec<Find
 
 async fn check_capture(endpoint: &Endpoint, catalog: &Catalog, stage: Stage, capture: Capture) -> Vec<Finding> {
     let (publication, slot) = ("tidelock_main", "tidelock_main");
-    preflight(Request { endpoint, catalog, publication, slot, capture, stage }).await.unwrap()
+    preflight(Request { endpoint, catalog, publication, slot, capture, row_filters: false, stage }).await.unwrap()
 }
 
 fn has(findings: &[Finding], severity: Severity, subject: &str, message: &str) -> bool {

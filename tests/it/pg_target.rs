@@ -72,6 +72,7 @@ fn mapping(id: MappingId, name: &str) -> MappingDef {
         owner: None,
         external_id: Some(EXTERNAL),
         delete: DeletePolicy::UpdateWins,
+        truncate: tidelock::change::TruncatePolicy::default(),
         initial_merge: InitialMerge::Salesforce,
         rank: id.0,
     }

@@ -295,7 +295,14 @@ fn promised_metrics(link: &Link) {
             assert!(text.contains(&series), "no {series} in {text}");
         }
     }
-    for name in ["lag_entries", "lag_seconds", "writes_in_flight", "capture_connected", "source_lag_bytes"] {
+    for name in [
+        "lag_entries",
+        "lag_seconds",
+        "writes_in_flight",
+        "capture_connected",
+        "source_lag_bytes",
+        "source_lag_seconds",
+    ] {
         assert!(text.contains(&format!("tidelock_{name}{{from=\"postgres\"}}")), "no {name} in {text}");
     }
     for name in [

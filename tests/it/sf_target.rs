@@ -102,6 +102,7 @@ fn mapping(id: u16, sobject: &str, rank: u16, fields: Vec<FieldDef>) -> MappingD
         owner: None,
         external_id: Some(FieldId(KEY)),
         delete: DeletePolicy::UpdateWins,
+        truncate: tidelock::change::TruncatePolicy::default(),
         initial_merge: InitialMerge::Salesforce,
         rank,
     }

@@ -3,6 +3,7 @@
 mod configure;
 mod known;
 mod postgres;
+mod republished;
 mod salesforce;
 mod stream;
 mod trigger;
@@ -26,6 +27,7 @@ use crate::log::reader::ReaderPool;
 use crate::log::rocks::{RocksLog, RocksOptions};
 use crate::postgres::capture::CaptureHandle;
 use crate::postgres::endpoint::Endpoint;
+use crate::postgres::publication::Published;
 use crate::replay::Settings;
 use crate::status::{Handle, Identity, Parts, Totals};
 use crate::task::Tasks;
@@ -58,7 +60,8 @@ pub struct Link {
 enum Ended {
     /// Somebody asked it to.
     Asked,
-    /// The configuration asks for other mappings or rules than those in force, which can be had now.
+    /// The configuration asks for other mappings or rules than those in force, which can be had now, or tables have to be read
+    /// again.
     Outdated(Box<Config>),
 }
 
@@ -136,13 +139,15 @@ impl Link {
         let mut replays = Tasks::new(replaying.clone());
         let mut services = Tasks::new(serving.clone());
 
-        let (postgres_stream, salesforce_stream) = match cancel.run_until_cancelled(self.open_streams()).await {
-            Some(Ok(streams)) => streams,
-            Some(Err(error)) => return self.close().await.and(Err(error)),
-            None => return self.close().await.map(|()| Ended::Asked),
-        };
+        let (postgres_stream, published, salesforce_stream) =
+            match cancel.run_until_cancelled(self.open_streams()).await {
+                Some(Ok(streams)) => streams,
+                Some(Err(error)) => return self.close().await.and(Err(error)),
+                None => return self.close().await.map(|()| Ended::Asked),
+            };
         let outdated = CancellationToken::new();
         let postgres = CaptureHandle::new();
+        let republished = postgres.republished().clone();
         let salesforce = self.salesforce_capture(&salesforce_stream);
         let to_postgres = self.to_postgres(postgres_stream.identity.clone());
         let to_salesforce = self.to_salesforce(&salesforce.status);
@@ -161,7 +166,7 @@ impl Link {
             unconfigured: self.unconfigured.subscribe(),
         }));
 
-        self.spawn_postgres(&mut captures, &postgres, &capturing, &postgres_stream);
+        self.spawn_postgres(&mut captures, &postgres, &capturing, &postgres_stream, published);
         self.spawn_salesforce(&mut captures, salesforce, &totals, &capturing);
         replays.spawn("replay to postgres", to_postgres.run(replaying.clone()));
         replays.spawn("replay to salesforce", to_salesforce.run(replaying.clone()));
@@ -189,6 +194,7 @@ impl Link {
         tokio::select! {
             () = cancel.cancelled() => {}
             () = outdated.cancelled() => {}
+            () = republished.cancelled() => {}
             result = &mut captures => { captured = true; first = result; }
             result = &mut replays => { replayed = true; first = result; }
             result = &mut services => { served = true; first = result; }
@@ -209,11 +215,13 @@ impl Link {
         let config = Box::new(self.config.clone());
         self.close().await?;
         first?;
-        Ok(if outdated.is_cancelled() && !cancel.is_cancelled() { Ended::Outdated(config) } else { Ended::Asked })
+        let again = outdated.is_cancelled() || republished.is_cancelled();
+        Ok(if again && !cancel.is_cancelled() { Ended::Outdated(config) } else { Ended::Asked })
     }
 
-    async fn open_streams(&self) -> Result<(OpenedStream, OpenedStream)> {
-        Ok((self.open_postgres().await?, self.open_salesforce().await?))
+    async fn open_streams(&self) -> Result<(OpenedStream, Option<Published>, OpenedStream)> {
+        let (postgres, published) = self.open_postgres().await?;
+        Ok((postgres, published, self.open_salesforce().await?))
     }
 
     /// Closes the log.

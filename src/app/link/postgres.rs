@@ -10,11 +10,12 @@ use crate::app::supervise::supervise;
 use crate::app::timeline;
 use crate::change::{FieldId, MappingId, Side, Str};
 use crate::error::{Error, Kind, Result};
-use crate::ledger::Ledger;
 use crate::ledger::core::OpenedStream;
+use crate::ledger::{self, Ledger};
 use crate::postgres::backfill::{Backfill, BackfillProgress};
 use crate::postgres::capture::{Capture, CaptureConfig, CaptureHandle};
 use crate::postgres::connect::Session;
+use crate::postgres::publication::Published;
 use crate::postgres::slot;
 use crate::postgres::target::{PostgresTarget, TargetOptions};
 use crate::replay::Runner;
@@ -22,28 +23,38 @@ use crate::task::Tasks;
 
 use super::Link;
 use super::known::{COPY_ROWS, known_rows};
+use super::republished::Republished;
 use super::stream::{done_so_far, known_stream};
 
+/// The folder of the log's directory where large transactions are kept until they commit.
+const SPOOL: &str = "spool";
 /// Tables of PostgreSQL that are copied at a time, with a session each.
 const COPIES_MAX: usize = 4;
 
 impl Link {
-    pub(super) async fn open_postgres(&self) -> Result<OpenedStream> {
-        let prepared = if self.by_triggers() { self.prepare_triggers().await } else { self.prepare_postgres().await };
+    /// Opens PostgreSQL's stream; and where the database could be asked, with how the tables are published.
+    pub(super) async fn open_postgres(&self) -> Result<(OpenedStream, Option<Published>)> {
+        let prepared = if self.by_triggers() {
+            self.prepare_triggers().await.map(|identity| (identity, None))
+        } else {
+            self.prepare_postgres().await.map(|(identity, republished)| (identity, Some(republished)))
+        };
         match prepared {
-            Ok(identity) if self.by_triggers() => self.open_stream(Side::Postgres, identity).await,
-            Ok(identity) => {
+            Ok((identity, None)) => Ok((self.open_stream(Side::Postgres, identity).await?, None)),
+            Ok((identity, Some(republished))) => {
                 let slot = &self.config.postgres.slot;
-                match timeline::take_up(&self.ledger, &self.endpoint, slot, &identity).await? {
-                    Some(opened) => Ok(opened),
-                    None => self.open_stream(Side::Postgres, identity).await,
-                }
+                let opened = match timeline::take_up(&self.ledger, &self.endpoint, slot, &identity).await? {
+                    Some(opened) => opened,
+                    None => self.open_stream(Side::Postgres, identity).await?,
+                };
+                let publication = &self.config.postgres.publication;
+                Ok((opened, Some(republished.settle(&self.ledger, &self.endpoint, publication).await?)))
             }
             // The database cannot be reached: the stream that the log knows is taken up when it can.
             Err(error) if error.kind() == Kind::Unavailable => {
                 match known_stream(&self.ledger, Side::Postgres).await? {
                     Some(identity) if self.is_captured_from(&identity) => {
-                        self.open_stream(Side::Postgres, identity).await
+                        Ok((self.open_stream(Side::Postgres, identity).await?, None))
                     }
                     Some(_) => Err(Self::needs_database(error)),
                     None => Err(error),
@@ -55,7 +66,7 @@ impl Link {
 
     /// Makes sure that publication and slot are there, in this order, and tells what makes the stream this one. A slot that the
     /// log has read from before is never made again here: what came in between would be lost in silence.
-    async fn prepare_postgres(&self) -> Result<Str> {
+    async fn prepare_postgres(&self) -> Result<(Str, Republished)> {
         let settings = &self.config.postgres;
         let tables: Vec<(String, String)> =
             self.catalog.mappings.iter().map(|m| (m.schema.clone(), m.table.clone())).collect();
@@ -76,10 +87,15 @@ impl Link {
             );
             return Err(Error::new(Kind::StreamLost, text));
         }
+        let republished = Republished::look(&session, &settings.publication, &tables).await?;
         slot::ensure_publication(&session, &settings.publication, &tables).await?;
+        let republished = republished.now(&session, &settings.publication, &tables).await?;
         slot::ensure_slot(&session, &settings.slot).await?;
+        if settings.failover_slot {
+            slot::ensure_failover(&session, &self.endpoint, &settings.slot).await?;
+        }
         session.close().await?;
-        Ok(identity)
+        Ok((identity, republished))
     }
 
     pub(super) fn spawn_postgres(
@@ -88,18 +104,24 @@ impl Link {
         handle: &CaptureHandle,
         cancel: &CancellationToken,
         opened: &OpenedStream,
+        published: Option<Published>,
     ) {
         let room = Arc::new(Semaphore::new(COPIES_MAX));
         for mapping in self.to_copy(Side::Postgres) {
             let room = Arc::clone(&room);
             let (endpoint, handle, reader) = (self.endpoint.clone(), handle.clone(), self.pool.reader());
             let (ledger, cancel, marks) = (self.ledger.clone(), cancel.clone(), self.marks());
+            let publication = Some(self.config.postgres.publication.clone()).filter(|_| !self.by_triggers());
             let copying = supervise("copy from postgres", cancel.clone(), move || {
                 let (after, rows) = done_so_far(&ledger, Side::Postgres, &mapping);
                 let from = BackfillProgress { rows, after: after.unwrap_or_default(), finished: false };
                 let backfill = Backfill::new(endpoint.clone(), mapping.clone(), COPY_ROWS, handle.clone())
                     .looking_for(known_rows(reader.clone(), mapping.id))
                     .marked_by(marks.clone());
+                let backfill = match &publication {
+                    Some(publication) => backfill.published_by(publication),
+                    None => backfill,
+                };
                 let (room, cancel) = (Arc::clone(&room), cancel.clone());
                 async move {
                     let _room = tokio::select! {
@@ -124,8 +146,11 @@ impl Link {
             timeline: None,
             catalog: Arc::clone(&self.catalog),
             unread: Vec::new(),
+            published,
+            row_filters: self.config.postgres.row_filters,
             durable: None,
             heartbeat: Some(Duration::from_secs(self.config.postgres.heartbeat_seconds.into())),
+            spool: Some(self.config.link.log.join(SPOOL)),
             clock: Arc::clone(&self.clock),
         };
         let (ledger, handle, cancel) = (self.ledger.clone(), handle.clone(), cancel.clone());
@@ -166,11 +191,15 @@ impl Link {
     }
 }
 
-/// Mappings of PostgreSQL that have got fields, of which no row has been read again yet, with the first of those fields.
+/// Mappings of PostgreSQL that have got fields, or of which the stream may have left columns out, and of which no row has been
+/// read again yet; with the first of those fields.
 pub(super) fn not_begun(ledger: &Ledger) -> Vec<(MappingId, FieldId)> {
     let status = ledger.status();
     let status = status.borrow();
     let begins = |after: &Str| after.is_empty() || *after == BackfillProgress::sweep();
     let waiting = status.backfills.iter().filter(|b| b.side == Side::Postgres && b.rows == 0 && begins(&b.after));
-    waiting.filter_map(|b| Some((b.mapping, b.unread?))).collect()
+    // Where the stream has left something out, that may be any column.
+    let first =
+        |b: &ledger::BackfillProgress| if BackfillProgress::is_sweep(&b.after) { Some(FieldId(0)) } else { b.unread };
+    waiting.filter_map(|b| Some((b.mapping, first(b)?))).collect()
 }

@@ -50,6 +50,7 @@ fn catalog() -> Catalog {
         owner: None,
         external_id: Some(FieldId(0)),
         delete: crate::change::DeletePolicy::DeleteWins,
+        truncate: crate::change::TruncatePolicy::default(),
         initial_merge: InitialMerge::Salesforce,
         rank: 0,
     };

@@ -267,8 +267,17 @@ impl Trail {
 
     /// A person ends a parked conflict, by one entry per value that loses: with a value of their own, both do.
     fn person(&mut self, offset: Offset, decision: &Decision, report: Report<'_>) {
-        let Subject::Field(field) = decision.subject else { return };
         let record = self.records.entry(decision.record).or_insert_with(Record::new);
+        let Subject::Field(field) = decision.subject else {
+            let register = &mut record.existence;
+            let lost = |dot: &Dot| decision.loser_dots.contains(dot);
+            if !register.dots.iter().any(lost) || register.dots.iter().any(|dot| !dot.is_nobody() && !lost(dot)) {
+                report(offset, "somebody decided about a record's existence against something else than stood".into());
+            }
+            register.take(decision.winner.clone(), decision.winner_dots.clone());
+            record.settle();
+            return;
+        };
         decision.winner_dots.iter().for_each(|dot| record.counts.include(*dot));
         let register = record.field(field);
         let mut losers = match register.parked.take() {

@@ -4,6 +4,7 @@
 //! tidelock.log   the marker: format version and the log's own random id
 //! tidelock.lock  locked by the process that owns the log; holds its process id
 //! db/            RocksDB
+//! spool/         of capture: large transactions until they commit; worth nothing after a stop
 //! ```
 //!
 //! The marker is written last when a log is created. So a directory with a marker and without a database has lost it,

@@ -6,19 +6,21 @@
 //! * A transaction's last event leaves only with its commit, marked as the last.
 //! * A chunk of a backfill leaves in one batch with its notice.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use super::plan::{Columns, Plan};
 use super::watermark::{BACKFILL_PREFIX, ChunkOutcome, Closed, Windows};
-use crate::change::{Catalog, Key, Lsn, MappingId, Notice, Offset, Position, Side, Str, StreamId, Transaction, Who};
+use crate::change::{
+    Catalog, Key, Lsn, MappingId, Offset, Position, Side, Str, StreamId, Transaction, TruncatePolicy, Who,
+};
 use crate::clock::Micros;
 use crate::error::{Error, Kind, Result};
 use crate::flow::{Batch, Event, Item, Own, Row, RowOperation};
 use crate::postgres::pgoutput::{
-    Decoder, Message, OldKind, OldTuple, Relation, RelationMessage, Tuple, builtin_type_oid,
+    DecodeError, Decoder, Message, OldKind, OldTuple, Relation, RelationMessage, Tuple, builtin_type_oid,
 };
 use crate::postgres::slot::position_before;
 
@@ -41,6 +43,8 @@ pub(super) struct Outgoing {
     pub(super) durable: Option<Lsn>,
     /// Backfills that wait for it.
     pub(super) outcomes: Vec<oneshot::Sender<ChunkOutcome>>,
+    /// Whether a TRUNCATE may be among the events.
+    pub(super) truncates: bool,
 }
 
 /// What an application or the server's trigger says about who acts.
@@ -61,10 +65,7 @@ pub(super) enum Marker {
         tickets: Option<(u64, u64)>,
     },
     /// From here on, and until the next such message, the updates of these rows are steps on the way to others that follow.
-    Aside {
-        link: String,
-        rows: Vec<(u16, Vec<Str>)>,
-    },
+    Aside { link: String, rows: Vec<(u16, Vec<Str>)> },
     Close {
         link: String,
         applied: Vec<u64>,
@@ -118,6 +119,8 @@ pub(super) struct Assembler {
     /// The last transaction whose events are all among `events` or gone before.
     completed: Option<Lsn>,
     outcomes: Vec<oneshot::Sender<ChunkOutcome>>,
+    /// Whether a TRUNCATE may be among `events`.
+    truncates: bool,
     windows: Windows,
     /// How far the stream has been taken in, exclusive, at a place between transactions.
     passed: Lsn,
@@ -149,6 +152,7 @@ impl Assembler {
             bytes: 0,
             completed: None,
             outcomes: Vec::new(),
+            truncates: false,
             windows,
             passed: Lsn(0),
             last_commit_time: 0,
@@ -206,8 +210,11 @@ impl Assembler {
         if events.is_empty() {
             return None;
         }
-        let batch = Batch { side: Side::Postgres, events };
-        Some(Outgoing { batch, durable: self.completed.take(), outcomes: std::mem::take(&mut self.outcomes) })
+        let truncates = self.truncates;
+        // The event that stays behind may be one.
+        self.truncates &= !self.events.is_empty();
+        let (durable, outcomes) = (self.completed.take(), std::mem::take(&mut self.outcomes));
+        Some(Outgoing { batch: Batch { side: Side::Postgres, events }, durable, outcomes, truncates })
     }
 
     /// A batch that says only how far the stream has come.
@@ -220,17 +227,38 @@ impl Assembler {
             item: Item::Progress,
         };
         let batch = Batch { side: Side::Postgres, events: vec![event] };
-        Outgoing { batch, durable: Some(upto), outcomes: Vec::new() }
+        Outgoing { batch, durable: Some(upto), outcomes: Vec::new(), truncates: false }
     }
 
     /// Takes in one message of the plugin.
     pub(super) fn apply(&mut self, bytes: &[u8]) -> Result<()> {
         self.bytes += bytes.len();
-        let message = self.decoder.decode(bytes).map_err(|error| {
-            Error::new(Kind::Protocol, format!("the replication stream holds what pgoutput does not allow: {error}"))
-                .caused_by(error)
-        })?;
+        let message = self.decoder.decode(bytes).map_err(malformed)?;
+        self.take_in(&message)
+    }
+
+    /// Takes in one message of a transaction that was streamed while it was in progress, after [`Assembler::begin`]; `aborted` are
+    /// its subtransactions that were rolled back.
+    pub(super) fn apply_streamed(&mut self, bytes: &[u8], aborted: &HashSet<u32>) -> Result<()> {
+        self.bytes += bytes.len();
+        let message = Decoder::within_segment().decode(bytes).map_err(malformed)?;
         match message {
+            Message::Insert { xid: Some(xid), .. }
+            | Message::Update { xid: Some(xid), .. }
+            | Message::Delete { xid: Some(xid), .. }
+            | Message::Truncate { xid: Some(xid), .. }
+            | Message::Logical { xid: Some(xid), .. }
+                if aborted.contains(&xid) =>
+            {
+                Ok(())
+            }
+            // What a relation looks like is told once, and holds for the rest of the transaction.
+            message => self.take_in(&message),
+        }
+    }
+
+    fn take_in(&mut self, message: &Message<'_>) -> Result<()> {
+        match *message {
             Message::Insert { relation, new, .. } => self.insert(relation, &new),
             Message::Update { relation, old, new, .. } => self.update(relation, old.as_ref(), &new),
             Message::Delete { relation, old, .. } => self.delete(relation, &old),
@@ -263,7 +291,8 @@ impl Assembler {
         }
     }
 
-    fn begin(&mut self, commit_lsn: Lsn, committed_at: Micros, xid: u32) -> Result<()> {
+    /// Opens a transaction.
+    pub(super) fn begin(&mut self, commit_lsn: Lsn, committed_at: Micros, xid: u32) -> Result<()> {
         if self.open.is_some() {
             return Err(Error::new(Kind::Protocol, "a transaction begins within another in the replication stream"));
         }
@@ -282,7 +311,8 @@ impl Assembler {
         Ok(())
     }
 
-    fn commit(&mut self, commit_lsn: Lsn, end_lsn: Lsn) -> Result<()> {
+    /// Closes it.
+    pub(super) fn commit(&mut self, commit_lsn: Lsn, end_lsn: Lsn) -> Result<()> {
         let open = self.open.take().filter(|open| open.commit_lsn == commit_lsn && end_lsn > commit_lsn);
         let Some(open) = open else {
             return Err(Error::new(Kind::Protocol, "a commit in the replication stream does not fit its transaction"));
@@ -381,20 +411,21 @@ impl Assembler {
         self.push_row(index, row)
     }
 
-    /// The publication does not publish it; one that somebody else made may. The rows that went cannot be told.
+    /// What it comes to is the mapping's policy. The log knows which rows went.
     fn truncate(&mut self, relations: &[[u8; 4]]) -> Result<()> {
         for oid in relations {
+            // The rows' ends are told at the first of two places, and the second says that all are.
+            self.next_index()?;
             let index = self.next_index()?;
             let Some(plan) = plan(&self.relations, &self.windows, u32::from_be_bytes(*oid))? else { continue };
-            let (mapping, table) = (plan.mapping, plan.table().to_owned());
-            tracing::error!(
-                table,
-                "a mapped table was truncated: the stream does not tell which rows went; a new log (`log` in [link]) reads every row again"
-            );
+            let mapping = plan.mapping;
+            let policy = self.catalog.mapping(mapping).map(|m| m.truncate).unwrap_or_default();
+            if policy == TruncatePolicy::Stop {
+                return Err(truncated(&plan.table()));
+            }
             self.windows.spoil(mapping);
-            let reason = Str::new_static("TRUNCATE: the stream does not tell which rows went");
-            let notice = Notice::Gap { side: Side::Postgres, reason, scope: Str::from(table) };
-            self.push(index, Item::Notice(notice))?;
+            self.truncates = true;
+            self.push(index, Item::Truncate { mapping })?;
         }
         Ok(())
     }
@@ -511,6 +542,11 @@ impl Assembler {
     }
 }
 
+fn malformed(error: DecodeError) -> Error {
+    Error::new(Kind::Protocol, format!("the replication stream holds what pgoutput does not allow: {error}"))
+        .caused_by(error)
+}
+
 /// The plan of a relation; none if it is not mapped. One that lacks a column serves until a backfill has begun to read that:
 /// every change after it has the column.
 fn plan<'a>(relations: &'a HashMap<u32, Option<Plan>>, windows: &Windows, oid: u32) -> Result<Option<&'a Plan>> {
@@ -546,4 +582,15 @@ fn name_actor(who: &mut Who, content: &[u8]) {
 /// The longest start of the name within the limit.
 pub(super) fn shortened(name: &str) -> &str {
     name.get(..name.floor_char_boundary(NAME_MAX)).unwrap_or(name)
+}
+
+/// A TRUNCATE that the mapping's policy does not let through.
+pub(super) fn truncated(table: &str) -> Error {
+    let message = format!(
+        "the table {table} was truncated, past the trigger that refuses it, and its mapping says `truncate = \"stop\"`: \
+         capture stops before the statement, and nothing is lost. Write `truncate = \"propagate\"` in the mapping \
+         to delete each record in Salesforce too, or `truncate = \"ignore\"` to keep them and write their rows \
+         again, and start the link"
+    );
+    Error::new(Kind::Configuration, message)
 }

@@ -9,14 +9,17 @@
 mod acknowledge;
 mod assemble;
 mod plan;
+mod spool;
 mod status;
 mod stream;
 pub mod trigger_log;
+mod watch;
 pub(crate) mod watermark;
 
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -26,18 +29,21 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use assemble::{ACTOR_PREFIX, MARKER_PREFIX};
-pub use status::{CaptureSnapshot, CaptureStatus};
+pub use status::{CaptureSnapshot, CaptureStatus, SlotStatus};
 pub use watermark::CaptureHandle;
 
 use super::connect::{Session, database_error};
 use super::endpoint::Endpoint;
+use super::publication::Published;
 use super::{slot, wire};
 use crate::change::{Catalog, FieldId, Lsn, MappingId, Position, StreamId};
 use crate::clock::SharedClock;
 use crate::error::{Error, Kind, Result};
 use crate::flow::Intake;
 use assemble::Assembler;
+use spool::Spool;
 use stream::{Start, Stream};
+use watch::Watch;
 use watermark::Windows;
 
 /// Prefix of the messages that move an idle database's log.
@@ -63,11 +69,18 @@ pub struct CaptureConfig {
     /// Of mappings whose rows are to be read again for new fields, and of which none has been read: the first of those fields.
     /// What the stream holds may be older than their columns.
     pub unread: Vec<(MappingId, FieldId)>,
+    /// How the tables were published when the link last looked; none if it could not.
+    pub published: Option<Published>,
+    /// Whether row filters of the publication are on purpose.
+    pub row_filters: bool,
     /// The last position of this stream in the log; none if it has none yet.
     pub durable: Option<Position>,
-    /// How often to write a heartbeat into the server's log, if at all. It moves the slot where other databases of the same
-    /// server write and this one does not.
+    /// How often to write a heartbeat into the server's log, and to look at the slot and the publication, if at all. A heartbeat
+    /// moves the slot where other databases of the same server write and this one does not.
     pub heartbeat: Option<Duration>,
+    /// The folder, of capture alone, where large transactions are kept until they commit, which the server then sends while they
+    /// are in progress; without one it keeps them itself. Whatever is in it is removed.
+    pub spool: Option<PathBuf>,
     /// Our clock.
     pub clock: SharedClock,
 }
@@ -91,10 +104,9 @@ impl Capture {
     /// [`Kind::Unavailable`]: try again from the durable position. [`Kind::StreamLost`]: the slot does not continue where the log
     /// ends. [`Kind::Configuration`], [`Kind::Denied`]: a person must act. [`Kind::Protocol`]: unknown bytes.
     pub async fn run<I: Intake>(self, intake: &I, cancel: CancellationToken) -> Result<()> {
-        let status = Arc::clone(self.handle.status());
+        let (status, clock) = (Arc::clone(self.handle.status()), Arc::clone(&self.config.clock));
         let ended = self.run_connected(intake, &cancel).await;
-        status.connected.store(false, Relaxed);
-        status.batches_in_flight.store(0, Relaxed);
+        status.disconnected(clock.now());
         match ended {
             Err(_) if cancel.is_cancelled() => {
                 // Nothing is lost: what was not acknowledged is sent again.
@@ -115,16 +127,16 @@ impl Capture {
             opened = opening => opened?,
         };
         handle.status().connected.store(true, Relaxed);
-        let mut beats = JoinSet::new();
+        let mut watching = JoinSet::new();
         match config.heartbeat {
             Some(every) => {
-                beats.spawn(beat(config.endpoint.clone(), session, every));
+                watching.spawn(Watch::new(config, handle).run(session, every));
             }
             None => session.close().await?,
         }
-        // Dropping the set ends the heartbeat with the stream.
+        // Dropping the set ends the watch with the stream.
         let ended = Stream::new(connection, assembler, intake, start).run(cancel).await;
-        drop(beats);
+        drop(watching);
         ended
     }
 }
@@ -150,7 +162,7 @@ type Opened = (wire::Replication<super::connect::BoxedStream>, Start, Session);
 async fn open(config: &CaptureConfig, durable: Option<Lsn>, status: Arc<CaptureStatus>) -> Result<Opened> {
     let session = Session::open(&config.endpoint).await?;
     slot::check_server(&session).await?;
-    let timeout = wal_sender_timeout(&session).await?;
+    let (timeout, version) = server_settings(&session).await?;
     let mut connection = wire::connect(&config.endpoint).await?;
     let mut start = Start {
         address: config.endpoint.to_string(),
@@ -162,11 +174,15 @@ async fn open(config: &CaptureConfig, durable: Option<Lsn>, status: Arc<CaptureS
         silence_max: stream::silence_limit(timeout),
         status,
         clock: Arc::clone(&config.clock),
+        spool: match &config.spool {
+            Some(directory) => Some(Spool::open(directory).await?),
+            None => None,
+        },
     };
     if let Some(timeline) = config.timeline {
         check_timeline(&mut connection, config, timeline).await?;
     }
-    let command = start_command(config, durable.unwrap_or_default());
+    let command = start_command(config, version, durable.unwrap_or_default());
     let started = tokio::time::timeout(config.endpoint.connect_timeout, connection.start_replication(&command)).await;
     let Ok(started) = started else {
         let message = format!("{} did not start the replication stream in time", start.address);
@@ -218,50 +234,33 @@ async fn continuing(config: &CaptureConfig, session: &Session, durable: Option<L
     })?;
     slot::check_continuity(&slot, durable)?;
     let tables: Vec<_> = config.catalog.mappings.iter().map(|m| (m.schema.clone(), m.table.clone())).collect();
-    slot::check_publication(session, &config.publication, &tables).await?;
+    slot::check_publication(session, &config.publication, &tables, config.row_filters).await?;
     Ok(durable.or(slot.confirmed_flush_lsn).unwrap_or_default())
 }
 
-fn start_command(config: &CaptureConfig, from: Lsn) -> String {
+/// Transactions in progress are streamed by versions of the protocol that depend on the server's. Of its two-phase option nothing
+/// is asked: without it a prepared transaction is sent at its COMMIT PREPARED, like any other, and never if it is rolled back, which is
+/// what the log needs; with it the server would send it at its PREPARE, and it would have to be kept here until then.
+fn start_command(config: &CaptureConfig, version: i32, from: Lsn) -> String {
     // The publication's name is an identifier within a literal.
     let publication = escape_literal(&escape_identifier(&config.publication));
+    let streaming = match (&config.spool, version / 10_000) {
+        (None, _) => "proto_version '1'",
+        (Some(_), ..15) => "proto_version '2', streaming 'on'",
+        (Some(_), 15) => "proto_version '3', streaming 'on'",
+        (Some(_), _) => "proto_version '4', streaming 'parallel'",
+    };
     format!(
-        "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {}, messages 'true')",
+        "START_REPLICATION SLOT {} LOGICAL {from} ({streaming}, publication_names {}, messages 'true')",
         escape_identifier(&config.slot),
         publication.trim_start(),
     )
 }
 
-/// After how long of our silence the server ends the stream; zero for never.
-async fn wal_sender_timeout(session: &Session) -> Result<Duration> {
-    let sql = "SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'";
-    let row = session.query_opt(sql, &[]).await.map_err(|e| database_error("reading wal_sender_timeout", e))?;
-    let milliseconds = row.map_or(0, |row| row.get::<_, i64>(0));
-    Ok(Duration::from_millis(u64::try_from(milliseconds).unwrap_or(0)))
-}
-
-/// Writes a message into the server's log now and then, on an ordinary session that is opened again when it breaks.
-async fn beat(endpoint: Endpoint, session: Session, every: Duration) {
-    let mut session = Some(session);
-    let mut ticker = tokio::time::interval(every.max(Duration::from_millis(100)));
-    ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticker.tick().await;
-        let current = match session.take() {
-            Some(session) if !session.is_closed() => Ok(session),
-            _ => Session::open(&endpoint).await,
-        };
-        let beaten = match current {
-            Ok(current) => {
-                let sql = "SELECT pg_catalog.pg_logical_emit_message(false, $1, '')";
-                let sent = current.execute(sql, &[&HEARTBEAT_PREFIX]).await;
-                session = Some(current);
-                sent.map(drop).map_err(|e| database_error("writing a heartbeat", e))
-            }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = beaten {
-            tracing::warn!(error = %error.explain(), "no heartbeat was written; trying again");
-        }
-    }
+/// After how long of our silence the server ends the stream, zero for never; and its version as one number.
+async fn server_settings(session: &Session) -> Result<(Duration, i32)> {
+    let sql = "SELECT setting::bigint, pg_catalog.current_setting('server_version_num')::int FROM pg_catalog.pg_settings \
+               WHERE name = 'wal_sender_timeout'";
+    let row = session.query_one(sql, &[]).await.map_err(|e| database_error("reading the server's settings", e))?;
+    Ok((Duration::from_millis(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0)), row.get(1)))
 }

@@ -1,9 +1,11 @@
 //! What capture is doing, readable at any time by status pages and metrics.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
 use crate::change::Lsn;
 use crate::clock::Micros;
+use crate::postgres::slot::Slot;
 
 /// Counters and places of a capture, kept over its restarts. Written by capture alone.
 #[derive(Debug, Default)]
@@ -19,6 +21,19 @@ pub struct CaptureStatus {
     pub(super) bytes: AtomicU64,
     pub(super) duplicates: AtomicU64,
     pub(super) batches_in_flight: AtomicU64,
+    slot: Mutex<Option<SlotStatus>>,
+    behind_since: AtomicI64,
+}
+
+/// The slot as it was last looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SlotStatus {
+    /// How much of its log the server keeps for it.
+    pub retained_bytes: u64,
+    /// How much more may be written before it can be lost; none without a limit.
+    pub safe_bytes: Option<i64>,
+    /// Whether most of the room is used up.
+    pub endangered: bool,
 }
 
 /// What [`CaptureStatus`] says at one moment. The places are not read at one instant, so a later one may be ahead.
@@ -46,6 +61,10 @@ pub struct CaptureSnapshot {
     pub duplicates: u64,
     /// Batches offered and not yet durable.
     pub batches_in_flight: u64,
+    /// The slot; none before the first look.
+    pub slot: Option<SlotStatus>,
+    /// Since when the server's log has been further than what is durable here; 0 if it is not known to be.
+    pub behind_since: Micros,
 }
 
 impl CaptureStatus {
@@ -64,6 +83,29 @@ impl CaptureStatus {
             bytes: self.bytes.load(Relaxed),
             duplicates: self.duplicates.load(Relaxed),
             batches_in_flight: self.batches_in_flight.load(Relaxed),
+            slot: *self.slot.lock().unwrap_or_else(PoisonError::into_inner),
+            behind_since: self.behind_since.load(Relaxed),
         }
+    }
+
+    /// From now on the source gets ahead.
+    pub(super) fn disconnected(&self, now: Micros) {
+        self.connected.store(false, Relaxed);
+        self.batches_in_flight.store(0, Relaxed);
+        // Where it was ahead before, that is the longer.
+        let _already = self.behind_since.compare_exchange(0, now, Relaxed, Relaxed);
+    }
+
+    /// How far the stream is taken care of: what is received counts where nothing is under way.
+    pub(super) fn reached(&self) -> Lsn {
+        let idle = self.connected.load(Relaxed) && self.batches_in_flight.load(Relaxed) == 0;
+        Lsn(if idle { &self.received_lsn } else { &self.durable_lsn }.load(Relaxed))
+    }
+
+    pub(super) fn set_slot(&self, slot: &Slot, behind_since: Micros) {
+        let endangered = super::watch::danger(slot).is_some();
+        let seen = SlotStatus { retained_bytes: slot.retained_bytes(), safe_bytes: slot.safe_wal_bytes, endangered };
+        *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        self.behind_since.store(behind_since, Relaxed);
     }
 }

@@ -17,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::acknowledge::Acknowledgement;
 use super::assemble::{Assembler, Outgoing};
+use super::spool::{Ended, Routed, Spool};
 use super::status::CaptureStatus;
-use super::watermark::ChunkOutcome;
+use super::watermark::{ChunkOutcome, tell_durable};
 use crate::change::Lsn;
 use crate::clock::{Micros, SharedClock};
 use crate::error::{Error, Kind, Result};
-use crate::flow::{Intake, Receipt};
+use crate::flow::{Batch, Intake, Item, Receipt};
 use crate::postgres::connect::classify;
 use crate::postgres::slot;
 use crate::postgres::wire::{CopyFrame, Pace, Replication, ReplicationError, ServerError};
@@ -74,6 +75,8 @@ pub(super) struct Start {
     pub(super) silence_max: Duration,
     pub(super) status: Arc<CaptureStatus>,
     pub(super) clock: SharedClock,
+    /// Where transactions in progress are kept, if they are streamed.
+    pub(super) spool: Option<Spool>,
 }
 
 pub(super) struct Stream<'a, S, I> {
@@ -171,13 +174,28 @@ impl<'a, S: AsyncRead + AsyncWrite + Send + Unpin, I: Intake> Stream<'a, S, I> {
             match frame {
                 CopyFrame::Data { start, message, .. } => {
                     self.acknowledgement.receive(start);
-                    self.assembler.apply(message)?;
+                    let routed = match &mut self.start.spool {
+                        Some(spool) => spool.route(message)?,
+                        None => Routed::Whole,
+                    };
+                    match routed {
+                        Routed::Whole => self.assembler.apply(message)?,
+                        Routed::Kept => {}
+                        Routed::Full => {
+                            if let Some(spool) = &mut self.start.spool {
+                                spool.flush().await?;
+                            }
+                        }
+                        Routed::Committed(commit) => self.take_in_spooled(commit, cancel).await?,
+                    }
                     if self.assembler.is_full() {
                         self.offer_events().await?;
                     }
                 }
                 CopyFrame::Keepalive { wal_end, server_time, reply_requested } => {
-                    self.assembler.pass(wal_end);
+                    if !self.start.spool.as_ref().is_some_and(Spool::in_segment) {
+                        self.assembler.pass(wal_end);
+                    }
                     self.acknowledgement.receive(wal_end);
                     self.server_time = server_time;
                     self.start.status.server_wal_end.fetch_max(wal_end.0, Relaxed);
@@ -196,16 +214,92 @@ impl<'a, S: AsyncRead + AsyncWrite + Send + Unpin, I: Intake> Stream<'a, S, I> {
         Ok(false)
     }
 
+    /// Takes in a transaction that was kept until its commit, as if it came just now.
+    async fn take_in_spooled(&mut self, commit: Ended, cancel: &CancellationToken) -> Result<()> {
+        let Some(spool) = &mut self.start.spool else { return Ok(()) };
+        let mut replay = spool.take(commit.xid).await?;
+        self.assembler.begin(commit.commit_lsn, commit.committed_at, commit.xid)?;
+        while let Some((message, aborted)) = replay.next().await? {
+            self.assembler.apply_streamed(message, aborted)?;
+            if !self.assembler.is_full() {
+                continue;
+            }
+            if cancel.is_cancelled() {
+                // It comes again as a whole.
+                return Ok(());
+            }
+            while self.in_flight.len() >= IN_FLIGHT_MAX {
+                tokio::select! {
+                    receipt = front(&mut self.in_flight) => self.settle(receipt?).await?,
+                    _ = self.ticker.tick() => self.send_status().await?,
+                }
+            }
+            self.offer_events().await?;
+        }
+        self.assembler.commit(commit.commit_lsn, commit.end_lsn)
+    }
+
     async fn offer_events(&mut self) -> Result<()> {
         match self.assembler.take() {
+            Some(outgoing) if outgoing.truncates => self.offer_apart(outgoing).await,
             Some(outgoing) => self.offer(outgoing).await,
             None => Ok(()),
         }
     }
 
+    /// Offers each TRUNCATE of a batch alone, when everything before it is durable, and as often as the log wants it for the
+    /// rows that are gone.
+    async fn offer_apart(&mut self, outgoing: Outgoing) -> Result<()> {
+        let Outgoing { batch: Batch { side, mut events }, durable, outcomes, .. } = outgoing;
+        let part =
+            |events| Outgoing { batch: Batch { side, events }, durable: None, outcomes: Vec::new(), truncates: false };
+        while let Some(place) = events.iter().position(|event| matches!(event.item, Item::Truncate { .. })) {
+            let after = events.split_off(place + 1);
+            let truncate = events.pop();
+            if !events.is_empty() {
+                self.offer(part(events)).await?;
+            }
+            self.settle_all().await?;
+            loop {
+                self.offer(part(truncate.iter().cloned().collect())).await?;
+                if !self.settle_all().await? {
+                    break;
+                }
+            }
+            events = after;
+        }
+        if !events.is_empty() {
+            return self.offer(Outgoing { durable, outcomes, ..part(events) }).await;
+        }
+        if let Some(lsn) = durable {
+            self.acknowledgement.make_durable(lsn)?;
+        }
+        tell_durable(outcomes);
+        self.send_status().await
+    }
+
+    /// Waits for everything under way; returns whether the last batch is to be offered again.
+    async fn settle_all(&mut self) -> Result<bool> {
+        let mut more = false;
+        while !self.in_flight.is_empty() {
+            let happened = tokio::select! {
+                receipt = front(&mut self.in_flight) => Happened::Settled(receipt?),
+                _ = self.ticker.tick() => Happened::Ticked,
+            };
+            match happened {
+                Happened::Settled(receipt) => {
+                    more = receipt.more;
+                    self.settle(receipt).await?;
+                }
+                _ => self.send_status().await?,
+            }
+        }
+        Ok(more)
+    }
+
     /// Hands a batch to the log. Meanwhile receipts are taken and statuses sent.
     async fn offer(&mut self, outgoing: Outgoing) -> Result<()> {
-        let Outgoing { batch, durable, outcomes } = outgoing;
+        let Outgoing { batch, durable, outcomes, .. } = outgoing;
         self.start.status.events.fetch_add(batch.events.len() as u64, Relaxed);
         self.acknowledgement.receive(self.assembler.passed());
         let mut offering = pin!(self.intake.offer(batch));
@@ -276,10 +370,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Send + Unpin, I: Intake> Stream<'a, S, I> {
         if let Some(lsn) = settled.durable {
             self.acknowledgement.make_durable(lsn)?;
         }
-        for outcome in settled.outcomes {
-            // A backfill that is gone has no use for the answer.
-            let _gone = outcome.send(ChunkOutcome::Durable);
-        }
+        tell_durable(settled.outcomes);
         if self.in_flight.is_empty() { self.send_status().await } else { Ok(()) }
     }
 
@@ -319,16 +410,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Send + Unpin, I: Intake> Stream<'a, S, I> {
 
     /// Waits for what is under way, tells the server, and ends the session.
     async fn finish(mut self) -> Result<()> {
-        while !self.in_flight.is_empty() {
-            let happened = tokio::select! {
-                receipt = front(&mut self.in_flight) => Happened::Settled(receipt?),
-                _ = self.ticker.tick() => Happened::Ticked,
-            };
-            match happened {
-                Happened::Settled(receipt) => self.settle(receipt).await?,
-                _ => self.send_status().await?,
-            }
-        }
+        self.settle_all().await?;
         self.send_status().await?;
         if let Err(error) = self.connection.finish().await {
             // Everything durable is acknowledged already, so this loses nothing.

@@ -14,6 +14,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::status::CaptureStatus;
 use crate::change::{FieldId, Key, MappingId, Notice, Side, Str, Value};
@@ -80,6 +81,7 @@ pub(crate) struct Window {
 pub struct CaptureHandle {
     status: Arc<CaptureStatus>,
     announced: Arc<Mutex<VecDeque<Window>>>,
+    republished: CancellationToken,
 }
 
 impl CaptureHandle {
@@ -91,6 +93,17 @@ impl CaptureHandle {
     /// What capture is doing.
     pub fn status(&self) -> &Arc<CaptureStatus> {
         &self.status
+    }
+
+    /// Notes that somebody has changed what the publication publishes.
+    pub(super) fn republish(&self) {
+        self.republished.cancel();
+    }
+
+    /// Is cancelled when somebody has changed what the publication publishes: the link is to be started again, so that the
+    /// tables are read again.
+    pub fn republished(&self) -> &CancellationToken {
+        &self.republished
     }
 
     /// Announces a window; capture opens it when its low message comes.
@@ -263,6 +276,14 @@ impl Snapshot {
         let ahead = xid.wrapping_sub(self.xmax as u32) as i32;
         let full = self.xmax.wrapping_add_signed(i64::from(ahead));
         full < self.xmax && self.in_progress.binary_search(&full).is_err()
+    }
+}
+
+/// Tells backfills that their chunks are durable.
+pub(super) fn tell_durable(outcomes: Vec<oneshot::Sender<ChunkOutcome>>) {
+    for outcome in outcomes {
+        // A backfill that is gone has no use for the answer.
+        let _gone = outcome.send(ChunkOutcome::Durable);
     }
 }
 

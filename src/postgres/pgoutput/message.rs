@@ -148,6 +148,11 @@ impl Decoder {
         Self::default()
     }
 
+    /// A decoder within a streamed transaction's segment.
+    pub fn within_segment() -> Self {
+        Self { in_segment: true }
+    }
+
     /// Decodes one message; all its bytes must belong to it.
     pub fn decode<'a>(&mut self, bytes: &'a [u8]) -> Result<Message<'a>, DecodeError> {
         let mut reader = Reader::new(bytes);

@@ -45,6 +45,8 @@ pub struct Request<'a> {
     pub slot: &'a str,
     /// How changes are captured.
     pub capture: Capture,
+    /// Whether row filters of the publication are on purpose.
+    pub row_filters: bool,
     /// Before what.
     pub stage: Stage,
 }

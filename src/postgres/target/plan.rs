@@ -211,6 +211,7 @@ mod tests {
             owner: None,
             external_id: None,
             delete: DeletePolicy::UpdateWins,
+            truncate: crate::change::TruncatePolicy::default(),
             initial_merge: InitialMerge::Salesforce,
             rank: 0,
         };

@@ -40,6 +40,7 @@ fn mapping() -> MappingDef {
         owner: None,
         external_id: Some(FieldId(3)),
         delete: DeletePolicy::UpdateWins,
+        truncate: crate::change::TruncatePolicy::default(),
         initial_merge: InitialMerge::Salesforce,
         rank: 1,
     }

@@ -64,6 +64,7 @@ fn mapping(id: u16, sobject: &str, rank: u16) -> MappingDef {
         owner: None,
         external_id: Some(KEY),
         delete: DeletePolicy::UpdateWins,
+        truncate: crate::change::TruncatePolicy::default(),
         initial_merge: InitialMerge::Salesforce,
         rank,
     }

@@ -132,6 +132,7 @@ pub(crate) fn mapping(policies: &[Policy; 5]) -> MappingDef {
         owner: None,
         external_id: Some(FieldId(EXTERNAL as u16)),
         delete: DeletePolicy::UpdateWins,
+        truncate: tidelock::change::TruncatePolicy::default(),
         initial_merge: InitialMerge::Salesforce,
         rank: 0,
     }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::change::Notice;
+use crate::change::{Key, Notice};
 use crate::error::Kind;
 use crate::flow::RowOperation;
-use crate::postgres::backfill::{Backfill, BackfillProgress};
+use crate::postgres::backfill::{Backfill, BackfillProgress, KnownKeys};
 
 /// What a log's reader would believe the table holds: events in their order.
 fn fold(log: &MemoryLog) -> BTreeMap<String, Option<Value>> {
@@ -190,4 +190,68 @@ async fn a_new_column_may_be_missing_until_a_backfill_has_begun_to_read_it() {
     assert_eq!(refused.kind(), Kind::Configuration);
     assert!(refused.to_string().contains("`name`"), "{refused}");
     assert_eq!(log.rows().len(), 2);
+}
+
+/// A row filter and a column list that are on purpose: the server turns what crosses the filter into inserts and deletes, and
+/// copying reads no other rows.
+#[tokio::test]
+async fn what_a_publication_leaves_out_on_purpose_stays_out() {
+    let catalog = table_catalog();
+    let server = server_with(TABLE, ServerSettings::default(), &catalog).await;
+    if version(&server).await < 150_000 {
+        return;
+    }
+    server
+        .execute(
+            "ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t SELECT n, 'old', NULL, n FROM generate_series(1, 20) n; \
+             ALTER PUBLICATION \"tidelock test\" SET TABLE t WHERE (other <= 10)",
+        )
+        .await
+        .unwrap();
+    let session = server.session().await.unwrap();
+    slot::drop_stream(&session, SLOT, "nobody").await.unwrap();
+    slot::ensure_slot(&session, SLOT).await.unwrap();
+    let log = MemoryLog::new();
+    let refused = Running::start(config(&server, &catalog, None), &log).ended().await.unwrap_err();
+    assert!(refused.to_string().contains("row_filters = true"), "{refused}");
+    let handle = CaptureHandle::new();
+    let filtered = CaptureConfig { row_filters: true, ..config(&server, &catalog, None) };
+    let capture = Running::start_with(filtered, &log, handle.clone());
+    let known = KnownKeys { keys: vec![Key::from_parts(["3"]), Key::from_parts(["13"])], last: None };
+    let backfill = Backfill::new(server.endpoint(), catalog.mappings[0].clone(), 7, handle)
+        .looking_for(Arc::new(move |_| {
+            let known = known.clone();
+            Box::pin(async { Ok(known) })
+        }))
+        .published_by(PUBLICATION);
+    let sweep = BackfillProgress { after: BackfillProgress::sweep(), ..BackfillProgress::default() };
+    let done = backfill.run(sweep, &CancellationToken::new(), |_| {}).await.unwrap();
+    assert_eq!((done.rows, done.finished), (10, true));
+    for statement in [
+        "UPDATE t SET other = 11, name = 'out' WHERE id = 1",
+        "UPDATE t SET other = 5, name = 'in' WHERE id = 20",
+        "UPDATE t SET name = 'unseen' WHERE id = 19",
+        "UPDATE t SET name = 'seen' WHERE id = 2",
+    ] {
+        server.execute(statement).await.unwrap();
+    }
+    let said = |log: &MemoryLog| {
+        let rows = log.rows().into_iter().filter(|r| r.operation != RowOperation::Backfill);
+        rows.map(|r| format!("{:?} {}", r.operation, r.key.unwrap())).collect::<Vec<_>>()
+    };
+    log.wait_for("the last", |log| said(log).last().is_some_and(|last| last == "Update 2")).await;
+    assert_eq!(said(&log), ["Missing 13", "Delete 1", "Insert 20", "Update 2"]);
+    capture.stop().await.unwrap();
+
+    // A list with everything that is mapped is as good as none.
+    server
+        .execute(
+            "ALTER TABLE t REPLICA IDENTITY DEFAULT; ALTER PUBLICATION \"tidelock test\" SET TABLE t (id, name, sfid)",
+        )
+        .await
+        .unwrap();
+    let capture = Running::start(config(&server, &catalog, log.durable()), &log);
+    server.execute("UPDATE t SET name = 'listed', other = 9 WHERE id = 2").await.unwrap();
+    log.wait_for("the update", |log| told(log.rows().last().unwrap(), 1) == Some(Value::text("listed"))).await;
+    capture.stop().await.unwrap();
 }

@@ -3,6 +3,7 @@
 mod connections;
 mod copying;
 mod scripted;
+mod streaming;
 mod streams;
 mod types;
 mod values;
@@ -14,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Capture, CaptureConfig, CaptureHandle};
+use super::{Capture, CaptureConfig, CaptureHandle, CaptureSnapshot};
 use crate::change::{
     Catalog, DeletePolicy, FieldDef, FieldId, FieldKind, ForeignEdit, InitialMerge, Lsn, MappingDef, MappingId, Offset,
     Policy, Position, StreamId, Value,
@@ -122,7 +123,7 @@ impl Intake for MemoryLog {
                 kept.lock().unwrap().durable = last;
             }
             changed.send_modify(|n| *n += 1);
-            Ok(Receipt { tail: Offset(0), duplicates })
+            Ok(Receipt { tail: Offset(0), duplicates, more: false })
         })
     }
 }
@@ -154,6 +155,7 @@ pub(super) fn mapping(id: u16, table: &str, key: &[&str], fields: Vec<FieldDef>)
         fields,
         external_id: None,
         delete: DeletePolicy::default(),
+        truncate: crate::change::TruncatePolicy::default(),
         initial_merge: InitialMerge::default(),
         rank: 0,
     }
@@ -196,6 +198,9 @@ pub(super) fn config(server: &PostgresServer, catalog: &Arc<Catalog>, durable: O
         timeline: None,
         catalog: Arc::clone(catalog),
         unread: Vec::new(),
+        published: None,
+        row_filters: false,
+        spool: None,
         durable,
         heartbeat: None,
         clock: crate::clock::system(),

@@ -151,6 +151,7 @@ fn start(durable: u64, status_every: Duration) -> Start {
         silence_max: Duration::from_mins(2),
         status: Arc::default(),
         clock: crate::clock::system(),
+        spool: None,
     }
 }
 
@@ -381,7 +382,9 @@ proptest::proptest! {
             b"T\0\0\0\x01\0\0\0\0\x10",
             b"C\0\0\0\0\0\0\0\0\x10\0\0\0\0\0\0\0\x18\0\0\0\0\0\0\0\x01",
         ];
-        let mut assembler = Assembler::new(STREAM, "main", table_catalog(), Windows::default()).unwrap();
+        let mut catalog = Catalog::clone(&table_catalog());
+        catalog.mappings[0].truncate = crate::change::TruncatePolicy::Propagate;
+        let mut assembler = Assembler::new(STREAM, "main", Arc::new(catalog), Windows::default()).unwrap();
         for sample in samples {
             assembler.apply(sample).unwrap();
         }

@@ -1,7 +1,7 @@
 //! The stream of a real server: transactions, marks, restarts, lost streams.
 
 use super::*;
-use crate::change::{Key, Notice, Who};
+use crate::change::{Key, TruncatePolicy, Who};
 use crate::error::Kind;
 use crate::flow::{Own, RowOperation};
 
@@ -109,23 +109,42 @@ async fn a_step_in_between_of_our_own_is_left_out() {
 }
 
 #[tokio::test]
-async fn a_truncate_that_comes_through_is_on_record() {
-    let catalog = table_catalog();
-    let server = server_with(TABLE, ServerSettings::default(), &catalog).await;
-    server.execute("INSERT INTO t VALUES (1); TRUNCATE t; INSERT INTO t VALUES (2)").await.unwrap();
-    server
-        .execute("ALTER PUBLICATION \"tidelock test\" SET (publish = 'insert, update, delete, truncate')")
-        .await
-        .unwrap();
-    server.execute("TRUNCATE t").await.unwrap();
+async fn a_truncate_stops_capture_or_is_told_by_the_mappings_policy() {
+    let stop = table_catalog();
+    let server = server_with(TABLE, ServerSettings::default(), &stop).await;
     let log = MemoryLog::new();
-    let capture = Running::start(config(&server, &catalog, None), &log);
-    log.wait_for("the notice", |log| {
-        log.events().iter().any(|e| matches!(&e.item, Item::Notice(Notice::Gap { scope, .. }) if scope == "public.t"))
-    })
-    .await;
-    assert_eq!(log.rows().len(), 2, "the first truncate was not published");
+    let mut capture = Running::start(config(&server, &stop, None), &log);
+    server.execute("INSERT INTO t VALUES (1)").await.unwrap();
+    log.wait_for("the row", |log| log.rows().len() == 1).await;
+    let truncate = "BEGIN; INSERT INTO t VALUES (2); TRUNCATE t; INSERT INTO t VALUES (3); TRUNCATE t; COMMIT";
+    server.execute(truncate).await.unwrap();
+    let stopped = capture.ended().await.unwrap_err();
+    assert_eq!(stopped.kind(), Kind::Configuration);
+    assert!(stopped.to_string().contains("public.t") && stopped.to_string().contains("propagate"), "{stopped}");
+    let Some(Position::Postgres { commit_lsn: before, .. }) = log.durable() else { panic!() };
+
+    // A person has decided: the statement comes again.
+    no_reader(&server).await;
+    let mut propagate = Catalog::clone(&stop);
+    propagate.mappings[0].truncate = TruncatePolicy::Propagate;
+    let propagate = Arc::new(propagate);
+    let capture = Running::start(config(&server, &propagate, log.durable()), &log);
+    let told = |log: &MemoryLog| {
+        let events = log.events();
+        let said = events.iter().filter_map(|e| match &e.item {
+            Item::Row(row) => Some(format!("{:?} {}", row.operation, row.key.clone().unwrap())),
+            Item::Truncate { mapping } => Some(format!("truncate {} at {}", mapping.0, e.transaction.index)),
+            _ => None,
+        });
+        said.collect::<Vec<_>>()
+    };
+    log.wait_for("the second truncate", |log| told(log).len() == 5).await;
+    let expected = ["Insert 1", "Insert 2", "truncate 1 at 2", "Insert 3", "truncate 1 at 5"];
+    assert_eq!(told(&log), expected);
+    let acknowledged = format!("SELECT confirmed_flush_lsn > '{before}' FROM pg_replication_slots");
+    eventually(&server, "the acknowledgement", &acknowledged).await;
     capture.stop().await.unwrap();
+    assert!(log.events().last().unwrap().transaction.last);
 }
 
 #[tokio::test]
@@ -229,6 +248,72 @@ async fn an_idle_database_lets_its_log_go_and_a_server_stops_at_once() {
     let capture = Running::start(config(&server, &catalog, log.durable()), &log);
     server.execute("INSERT INTO t VALUES (2)").await.unwrap();
     log.wait_for("the next row", |log| log.rows().len() == 2).await;
+    capture.stop().await.unwrap();
+}
+
+/// However long the log is stuck, with its inbox full or not, the server hears from us.
+#[tokio::test]
+async fn a_log_that_is_stuck_costs_no_connection() {
+    let catalog = table_catalog();
+    let settings = ServerSettings::default().with("wal_sender_timeout", "1s");
+    let server = server_with(TABLE, settings, &catalog).await;
+    let log = MemoryLog::new();
+    let capture = Running::start(config(&server, &catalog, None), &log);
+    log.wait_for("the stream's place", |log| log.durable().is_some()).await;
+    let mut rows = 0;
+    for (gate, room) in [(false, true), (true, false)] {
+        log.set_gate(gate);
+        log.set_room(room);
+        let pid = server.value("SELECT pid FROM pg_stat_replication").await.unwrap().unwrap();
+        let until = server.value("SELECT now() + interval '4 s'").await.unwrap().unwrap();
+        // More than may be under way, and than fits into what the sockets hold.
+        let fill =
+            format!("INSERT INTO t SELECT n, repeat('x', 200) FROM generate_series({rows} + 1, {rows} + 60000) n");
+        server.execute(&fill).await.unwrap();
+        rows += 60_000;
+        let heard =
+            format!("SELECT EXISTS (SELECT FROM pg_stat_replication WHERE pid = {pid} AND reply_time > '{until}')");
+        eventually(&server, "statuses of the same connection, long after", &heard).await;
+        log.set_gate(true);
+        log.set_room(true);
+        log.wait_for("all rows", |log| log.rows().len() == rows).await;
+    }
+    capture.stop().await.unwrap();
+}
+
+/// Before the server may drop the slot, and not only then.
+#[tokio::test]
+async fn a_slot_that_runs_out_of_room_is_told_of_in_time() {
+    let catalog = table_catalog();
+    let settings = ServerSettings::default().with("max_slot_wal_keep_size", "64MB");
+    let server = server_with(TABLE, settings, &catalog).await;
+    let log = MemoryLog::new();
+    let watched = CaptureConfig { heartbeat: Some(Duration::from_millis(100)), ..config(&server, &catalog, None) };
+    let capture = Running::start(watched, &log);
+    let status = Arc::clone(capture.handle.status());
+    let look = async |what: &str, ready: fn(&CaptureSnapshot) -> bool| {
+        let waiting = async {
+            while !ready(&status.snapshot()) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let looked = tokio::time::timeout(DEADLINE, waiting).await;
+        assert!(looked.is_ok(), "waited in vain for {what}: {:?}", status.snapshot());
+    };
+    look("a look at the slot", |s| s.slot.is_some_and(|slot| !slot.endangered && slot.safe_bytes.is_some())).await;
+    log.set_gate(false);
+    server.execute("INSERT INTO t VALUES (1)").await.unwrap();
+    let fill =
+        "SELECT count(pg_logical_emit_message(false, 'filler', repeat('x', 1000000))) FROM generate_series(1, 10)";
+    for _ in 0..6 {
+        server.execute(fill).await.unwrap();
+    }
+    look("the warning", |s| s.slot.is_some_and(|slot| slot.endangered && slot.retained_bytes > 50_000_000)).await;
+    look("the lag", |s| s.behind_since > 0).await;
+    let kept = server.value("SELECT wal_status <> 'lost' FROM pg_replication_slots").await.unwrap();
+    assert_eq!(kept.as_deref(), Some("t"));
+    log.set_gate(true);
+    look("no lag", |s| s.behind_since == 0).await;
     capture.stop().await.unwrap();
 }
 
@@ -405,9 +490,9 @@ async fn publications_follow_the_mappings() {
         .query("SELECT pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot FROM pg_publication")
         .await
         .unwrap();
-    assert_eq!(row[0].iter().map(|v| v.clone().unwrap()).collect::<String>(), "tttft");
-    slot::check_publication(&session, "p", &[table("b")]).await.unwrap();
-    let lacking = slot::check_publication(&session, "p", &[table("a"), table("b")]).await.unwrap_err();
+    assert_eq!(row[0].iter().map(|v| v.clone().unwrap()).collect::<String>(), "ttttt");
+    slot::check_publication(&session, "p", &[table("b")], false).await.unwrap();
+    let lacking = slot::check_publication(&session, "p", &[table("a"), table("b")], false).await.unwrap_err();
     assert!(lacking.to_string().contains("lacks public.a"), "{lacking}");
     let filtering = server.execute("ALTER PUBLICATION p SET TABLE a, b WHERE (id > 5)").await;
     if version(&server).await < 150_000 {
@@ -415,8 +500,9 @@ async fn publications_follow_the_mappings() {
         assert!(filtering.unwrap_err().to_string().contains("syntax error"));
     } else {
         filtering.unwrap();
-        slot::check_publication(&session, "p", &[table("a")]).await.unwrap();
-        let filtered = slot::check_publication(&session, "p", &[table("a"), table("b")]).await.unwrap_err();
+        slot::check_publication(&session, "p", &[table("a"), table("b")], true).await.unwrap();
+        slot::check_publication(&session, "p", &[table("a")], false).await.unwrap();
+        let filtered = slot::check_publication(&session, "p", &[table("a"), table("b")], false).await.unwrap_err();
         assert_eq!(filtered.kind(), Kind::Configuration);
         assert!(filtered.to_string().contains("rows of public.b"), "{filtered}");
     }

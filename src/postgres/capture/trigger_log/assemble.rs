@@ -13,11 +13,11 @@ use tokio::sync::oneshot;
 
 use super::hstore::{self, Columns};
 use super::table::{LoggedTable, Wanted};
-use crate::change::{Key, Lsn, MappingId, Notice, Offset, Position, Side, Str, StreamId, Transaction, Who};
+use crate::change::{Key, Lsn, MappingId, Offset, Position, Side, Str, StreamId, Transaction, TruncatePolicy, Who};
 use crate::clock::Micros;
 use crate::error::{Error, Kind, Result};
 use crate::flow::{Batch, Event, Item, Own, Row, RowOperation};
-use crate::postgres::capture::assemble::{MARKER_PREFIX, Marker, Watermark, shortened};
+use crate::postgres::capture::assemble::{MARKER_PREFIX, Marker, Watermark, shortened, truncated};
 use crate::postgres::capture::watermark::{BACKFILL_PREFIX, ChunkOutcome, Windows};
 
 /// A batch for the change log is full at so many events, or so many bytes of logged rows.
@@ -191,7 +191,7 @@ impl Assembler {
         let index = self.next_index()?;
         match row.action {
             "MESSAGE" => self.message(index, row),
-            "TRUNCATE" => self.truncate(index, row),
+            "TRUNCATE" => self.truncate(row),
             _ => self.change(index, row),
         }
     }
@@ -296,16 +296,17 @@ impl Assembler {
         }
     }
 
-    fn truncate(&mut self, index: u32, row: &Logged<'_>) -> Result<()> {
+    /// What it comes to is the mapping's policy. The log knows which rows went.
+    fn truncate(&mut self, row: &Logged<'_>) -> Result<()> {
+        // The rows' ends are told at the first of two places, and the second says that all are.
+        let index = self.next_index()?;
         let Some(table) = self.tables.get(row.table) else { return Ok(()) };
-        let (mapping, scope) = (table.mapping, Str::from(table.label()));
-        tracing::error!(
-            table = scope.as_str(),
-            "a mapped table was truncated: nothing tells which rows went; a new log (`log` in [link]) reads every row again"
-        );
+        if table.truncate == TruncatePolicy::Stop {
+            return Err(truncated(table.label()));
+        }
+        let mapping = table.mapping;
         self.windows.spoil(mapping);
-        let reason = Str::new_static("TRUNCATE: nothing tells which rows went");
-        self.event(index, Who::default(), Item::Notice(Notice::Gap { side: Side::Postgres, reason, scope }));
+        self.event(index, Who::default(), Item::Truncate { mapping });
         Ok(())
     }
 

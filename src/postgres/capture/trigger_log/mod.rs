@@ -30,10 +30,10 @@ use self::assemble::{Assembler, Outgoing};
 use self::store::{BatchBounds, Store, StreamRow};
 use self::table::LoggedTable;
 use super::status::CaptureStatus;
-use super::watermark::{CaptureHandle, ChunkOutcome, Windows};
+use super::watermark::{CaptureHandle, ChunkOutcome, Windows, tell_durable};
 use crate::change::{Catalog, FieldId, Lsn, MappingId, Position, StreamId};
 use crate::error::{Error, Kind, Result};
-use crate::flow::{Intake, Receipt};
+use crate::flow::{Batch, Intake, Item, Receipt};
 use crate::postgres::connect::Session;
 use crate::postgres::endpoint::Endpoint;
 use crate::postgres::introspect::table_details;
@@ -273,9 +273,36 @@ impl<I: Intake> Reader<'_, I> {
 
     async fn offer_events(&mut self) -> Result<()> {
         match self.assembler.take() {
-            Some(outgoing) => self.offer(outgoing).await,
+            Some(outgoing) => self.offer_parts(outgoing).await,
             None => Ok(()),
         }
+    }
+
+    /// Offers a batch; each TRUNCATE in it alone, when everything before it is durable, and as often as the log wants it for the
+    /// rows that are gone.
+    async fn offer_parts(&mut self, outgoing: Outgoing) -> Result<()> {
+        let Outgoing { batch: Batch { side, mut events }, outcomes } = outgoing;
+        let part = |events| Outgoing { batch: Batch { side, events }, outcomes: Vec::new() };
+        while let Some(place) = events.iter().position(|event| matches!(event.item, Item::Truncate { .. })) {
+            let after = events.split_off(place + 1);
+            let truncate = events.pop();
+            if !events.is_empty() {
+                self.offer(part(events)).await?;
+            }
+            self.settle_all().await?;
+            loop {
+                self.offer(part(truncate.iter().cloned().collect())).await?;
+                if !self.settle_all().await? {
+                    break;
+                }
+            }
+            events = after;
+        }
+        if !events.is_empty() {
+            return self.offer(Outgoing { outcomes, ..part(events) }).await;
+        }
+        tell_durable(outcomes);
+        Ok(())
     }
 
     async fn offer(&mut self, outgoing: Outgoing) -> Result<()> {
@@ -290,24 +317,23 @@ impl<I: Intake> Reader<'_, I> {
         Ok(())
     }
 
-    async fn settle_all(&mut self) -> Result<()> {
+    /// Waits for everything under way; returns whether the last batch is to be offered again.
+    async fn settle_all(&mut self) -> Result<bool> {
+        let mut more = false;
         while !self.in_flight.is_empty() {
-            self.settle().await?;
+            more = self.settle().await?;
         }
-        Ok(())
+        Ok(more)
     }
 
-    /// Waits until the oldest batch is durable.
-    async fn settle(&mut self) -> Result<()> {
-        let Some(InFlight { receipt, outcomes }) = self.in_flight.pop_front() else { return Ok(()) };
+    /// Waits until the oldest batch is durable; returns whether it is to be offered again.
+    async fn settle(&mut self) -> Result<bool> {
+        let Some(InFlight { receipt, outcomes }) = self.in_flight.pop_front() else { return Ok(false) };
         let receipt = receipt.await?;
         self.status.duplicates.fetch_add(receipt.duplicates, Relaxed);
         self.status.batches_in_flight.store(self.in_flight.len() as u64, Relaxed);
-        for outcome in outcomes {
-            // A backfill that is gone has no use for the answer.
-            let _gone = outcome.send(ChunkOutcome::Durable);
-        }
-        Ok(())
+        tell_durable(outcomes);
+        Ok(receipt.more)
     }
 
     fn show(&self) {

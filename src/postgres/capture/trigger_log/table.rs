@@ -1,7 +1,7 @@
 //! A mapped table's columns, compiled once, for rows that triggers have logged.
 
 use super::hstore::Columns;
-use crate::change::{FieldId, FieldKind, Key, MappingDef, MappingId, Str, Value};
+use crate::change::{FieldId, FieldKind, Key, MappingDef, MappingId, Str, TruncatePolicy, Value};
 use crate::error::{Error, Kind, Result};
 use crate::mapping;
 use crate::postgres::introspect::TableDetail;
@@ -10,6 +10,7 @@ use crate::postgres::introspect::TableDetail;
 #[derive(Debug)]
 pub(super) struct LoggedTable {
     pub(super) mapping: MappingId,
+    pub(super) truncate: TruncatePolicy,
     label: String,
     key: Vec<String>,
     /// By ascending field id.
@@ -58,7 +59,7 @@ impl LoggedTable {
             })
             .collect();
         fields.sort_by_key(|field| field.id);
-        Ok(Self { mapping: mapping.id, label, key: mapping.key_columns.clone(), fields })
+        Ok(Self { mapping: mapping.id, truncate: mapping.truncate, label, key: mapping.key_columns.clone(), fields })
     }
 
     /// The table, as `schema.table`.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::change::{FieldKind, Notice, Str, Value};
+use crate::change::{FieldKind, Str, TruncatePolicy, Value};
 use crate::demo::server::{PostgresServer, ServerSettings};
 use crate::flow::{Item, Own, Row, RowOperation};
 use crate::postgres::backfill::{Backfill, BackfillProgress};
@@ -353,7 +353,7 @@ async fn what_triggers_change_in_turn_is_told_last() {
 async fn triggers_fire_whatever_the_session_has_set_and_for_everybody() {
     let (catalog, log) = (table_catalog(), MemoryLog::new());
     let (server, identity) = started(TABLE, &catalog, &log).await;
-    let capture = Running::start(&server, &catalog, &identity, &log);
+    let mut capture = Running::start(&server, &catalog, &identity, &log);
     server
         .execute(
             "SET session_replication_role = replica; INSERT INTO t VALUES (1, 'restored'); RESET session_replication_role; \
@@ -365,10 +365,17 @@ async fn triggers_fire_whatever_the_session_has_set_and_for_everybody() {
     log.wait_for("three rows", |log| log.rows().len() == 3).await;
     assert_eq!(log.events().last().unwrap().who.role, "plain");
     server.execute("TRUNCATE t").await.unwrap();
-    log.wait_for("a gap", |log| {
-        log.events().iter().any(|e| matches!(&e.item, Item::Notice(Notice::Gap { scope, .. }) if scope == "public.t"))
-    })
-    .await;
+    let stopped = capture.ended().await.unwrap_err();
+    assert!(stopped.kind() == Kind::Configuration && stopped.to_string().contains("public.t"), "{stopped}");
+
+    // A person has decided: the statement comes again.
+    let mut propagate = Catalog::clone(&catalog);
+    propagate.mappings[0].truncate = TruncatePolicy::Propagate;
+    let capture = Running::start(&server, &Arc::new(propagate), &identity, &log);
+    server.execute("INSERT INTO t VALUES (2, 'after')").await.unwrap();
+    log.wait_for("the row behind it", |log| log.rows().len() == 4).await;
+    let truncates = log.events().iter().filter(|e| matches!(e.item, Item::Truncate { .. })).count();
+    assert_eq!(truncates, 1);
     capture.stop().await.unwrap();
 }
 

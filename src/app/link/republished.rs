@@ -1,0 +1,70 @@
+//! Tables whose publication somebody has changed: what was done meanwhile may be missing from the stream, so they are read again.
+
+use crate::change::{MappingId, Notice, Side, Str};
+use crate::error::{Kind, Result};
+use crate::ledger::Ledger;
+use crate::postgres::publication::{self, Published};
+use crate::postgres::{Endpoint, Session};
+
+use super::stream::{Deletes, read_again};
+
+/// What was found at a start.
+pub(super) struct Republished {
+    /// Tables, as `schema.table`, that are published otherwise than when this link last looked.
+    changed: Vec<String>,
+    now: Published,
+}
+
+impl Republished {
+    /// Looks before anything is put right.
+    pub(super) async fn look(session: &Session, publication: &str, tables: &[(String, String)]) -> Result<Self> {
+        let known = publication::remembered(session, publication).await?.unwrap_or_default().of(tables);
+        let now = publication::look(session, publication, tables).await?;
+        let changed = now.changed_since(&known);
+        Ok(Self { changed, now })
+    }
+
+    /// The same, with what is remembered then: how it is when everything is put right.
+    pub(super) async fn now(self, session: &Session, publication: &str, tables: &[(String, String)]) -> Result<Self> {
+        Ok(Self { now: publication::look(session, publication, tables).await?, ..self })
+    }
+
+    /// Has the tables read again, and only then remembers how they are published; returns that.
+    pub(super) async fn settle(self, ledger: &Ledger, endpoint: &Endpoint, publication: &str) -> Result<Published> {
+        let Self { changed, now } = self;
+        if !changed.is_empty() {
+            tracing::error!(
+                publication,
+                tables = changed.join(", "),
+                "somebody has changed what the publication publishes; what was done meanwhile may be missing from the stream, so \
+                 every row of these tables is read again"
+            );
+            let scope = Str::from(changed.join(", "));
+            let reason = Str::new_static("the publication was changed by somebody else");
+            ledger
+                .run(move |core| {
+                    core.notice(Notice::Gap { side: Side::Postgres, reason, scope })?;
+                    let mappings = &core.meta().catalog.mappings;
+                    let is = |schema: &str, table: &str| changed.iter().any(|c| *c == format!("{schema}.{table}"));
+                    let hit = mappings.iter().filter(|m| is(&m.schema, &m.table)).map(|m| m.id);
+                    let hit: Vec<MappingId> = hit.collect();
+                    hit.into_iter().try_for_each(|id| read_again(core, Side::Postgres, id, Deletes::Lost))
+                })
+                .await?;
+        }
+        let session = Session::open(endpoint).await?;
+        match publication::remember(&session, publication, &now).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == Kind::Denied => {
+                tracing::warn!(
+                    error = %error.explain(),
+                    "how the publication is set up cannot be remembered, since the role does not own it: a change of it is noticed \
+                     while the link runs, and not what happens while it is stopped"
+                );
+            }
+            Err(error) => return Err(error),
+        }
+        session.close().await?;
+        Ok(now)
+    }
+}
