@@ -255,7 +255,7 @@ async fn an_idle_database_lets_its_log_go_and_a_server_stops_at_once() {
 #[tokio::test]
 async fn a_log_that_is_stuck_costs_no_connection() {
     let catalog = table_catalog();
-    let settings = ServerSettings::default().with("wal_sender_timeout", "1s");
+    let settings = ServerSettings::default().with("wal_sender_timeout", "3s");
     let server = server_with(TABLE, settings, &catalog).await;
     let log = MemoryLog::new();
     let capture = Running::start(config(&server, &catalog, None), &log);
@@ -265,12 +265,12 @@ async fn a_log_that_is_stuck_costs_no_connection() {
         log.set_gate(gate);
         log.set_room(room);
         let pid = server.value("SELECT pid FROM pg_stat_replication").await.unwrap().unwrap();
-        let until = server.value("SELECT now() + interval '4 s'").await.unwrap().unwrap();
+        let until = server.value("SELECT now() + interval '8 s'").await.unwrap().unwrap();
         // More than may be under way, and than fits into what the sockets hold.
         let fill =
-            format!("INSERT INTO t SELECT n, repeat('x', 200) FROM generate_series({rows} + 1, {rows} + 60000) n");
+            format!("INSERT INTO t SELECT n, repeat('x', 2000) FROM generate_series({rows} + 1, {rows} + 6000) n");
         server.execute(&fill).await.unwrap();
-        rows += 60_000;
+        rows += 6_000;
         let heard =
             format!("SELECT EXISTS (SELECT FROM pg_stat_replication WHERE pid = {pid} AND reply_time > '{until}')");
         eventually(&server, "statuses of the same connection, long after", &heard).await;
