@@ -1,8 +1,10 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::change::{DeletePolicy, Lsn, Transaction, TruncatePolicy, Who};
+use crate::causality::apply::Choice;
+use crate::change::{Catalog, DeletePolicy, Lsn, Notice, Position, Transaction, TruncatePolicy, Value, Who, WriteKind};
 use crate::clock;
+use crate::flow::{Batch, Event, Item, Row, RowOperation, Write};
 use crate::log::memory::MemoryLog;
 
 /// The slot is acknowledged up to the last place of a batch, so the log must know that place, whatever the event says.

@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use super::{Core, Observed, Placed};
+use super::Core;
+use super::intake::Placed;
+use crate::causality::observe::Event as Observed;
 use crate::causality::{RecordState, Seen};
 use crate::change::{
     Body, ChangeOrigin, ConflictKind, Decision, Dot, Key, MappingDef, MappingId, Operation, Position, RecordId, Ruling,
