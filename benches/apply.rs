@@ -489,6 +489,17 @@ impl<'a> Sql<'a> {
     fn value(&self, sql: &str) -> Result<String> {
         self.find(sql)?.ok_or_else(|| failed(format!("no answer to: {sql}")))
     }
+
+    /// A process of the server, once there is one.
+    fn process(&self, sql: &str) -> Result<Option<u32>> {
+        for _ in 0..1_000 {
+            if let Some(process) = self.find(sql)?.and_then(|pid| pid.parse().ok()) {
+                return Ok(Some(process));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(None)
+    }
 }
 
 /// Both servers, and the prepared log.
@@ -567,8 +578,7 @@ impl<'a> Bench<'a> {
         let ended = Arc::new(AtomicBool::new(false));
         let memory = sample(Arc::clone(&ended), child.id(), support::peak_memory_mb);
         let found = "SELECT pid FROM pg_stat_activity WHERE application_name = 'tidelock'";
-        let server =
-            self.process(&self.subscriber, found)?.map(|pid| sample(Arc::clone(&ended), pid, support::cpu_seconds));
+        let server = self.subscriber.process(found)?.map(|pid| sample(Arc::clone(&ended), pid, support::cpu_seconds));
         let outcome = wait_for_line(&mut child);
         let seconds = started.elapsed().as_secs_f64();
         let status = child.wait().map_err(|e| io("wait for the replay", e))?;
@@ -599,10 +609,9 @@ impl<'a> Bench<'a> {
         let started = Instant::now();
         copy.execute(&create)?;
         let found = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'round_{round}'");
-        let sender =
-            self.process(&self.publisher, &found)?.map(|pid| sample(Arc::clone(&ended), pid, support::cpu_seconds));
+        let sender = self.publisher.process(&found)?.map(|pid| sample(Arc::clone(&ended), pid, support::cpu_seconds));
         let found = "SELECT pid FROM pg_stat_subscription";
-        let server = self.process(copy, found)?.map(|pid| sample(Arc::clone(&ended), pid, support::cpu_seconds));
+        let server = copy.process(found)?.map(|pid| sample(Arc::clone(&ended), pid, support::cpu_seconds));
         let last_row = format!("SELECT 1 FROM contact WHERE id = {}", self.rows + self.rows / CHANGED * INSERTS);
         while copy.find(&last_row)?.is_none() {
             if started.elapsed() > PATIENCE {
@@ -616,17 +625,6 @@ impl<'a> Bench<'a> {
         let server_cpu_seconds = server.map_or(f64::NAN, last);
         copy.execute("DROP SUBSCRIPTION bench")?;
         Ok(Used { seconds, sender_cpu_seconds, server_cpu_seconds, peak_mb: f64::NAN })
-    }
-
-    /// A process of a server, once there is one.
-    fn process(&self, server: &Sql<'_>, sql: &str) -> Result<Option<u32>> {
-        for _ in 0..200 {
-            if let Some(process) = server.find(sql)?.and_then(|pid| pid.parse().ok()) {
-                return Ok(Some(process));
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Ok(None)
     }
 }
 

@@ -547,12 +547,11 @@ pub fn outline(bytes: &[u8]) -> Result<Outline> {
     }
     let recorded_at = r.int()?;
     let kind = r.one_of("entry kind", &KINDS)?;
-    let record = match kind {
-        EntryKind::Notice => None,
-        _ => {
-            r.mapping()?;
-            Some(r.record()?)
-        }
+    let record = if kind == EntryKind::Notice {
+        None
+    } else {
+        r.mapping()?;
+        Some(r.record()?)
     };
     Ok(Outline { recorded_at, kind, record })
 }

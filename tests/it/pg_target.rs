@@ -481,6 +481,22 @@ async fn rows_exchange_their_unique_values() {
     assert!(matches!(&answers[1], Written::Refused { code, .. } if code == "23505"), "{answers:?}");
     assert_eq!(answers[2], Written::InStream);
     assert_eq!(one(&server, names).await, "b,c,a,taken");
+    // Where the values cannot be taken away, nothing of the rest is.
+    server
+        .execute(
+            "DELETE FROM salesforce.account WHERE ext__c IS NULL; \
+             ALTER TABLE salesforce.account ALTER COLUMN ext__c SET NOT NULL",
+        )
+        .await
+        .unwrap();
+    target.resume().await.unwrap();
+    for (ticket, from, to) in [(8, Value::Null, text("x")), (11, text("x"), text("y"))] {
+        let rest = update(ticket + 2, ACCOUNT, 2, vec![set(NAME, from, to.clone())]);
+        let answers = target.write(&[named(ticket, 1, "b", "a"), named(ticket + 1, 3, "a", "b"), rest]).await.unwrap();
+        assert!(matches!(&answers[..2], [Written::Refused { .. }, Written::Refused { .. }]), "{answers:?}");
+        let name = one(&server, "SELECT name FROM salesforce.account WHERE id = 2").await;
+        assert_eq!((&answers[2], text(&name)), (&Written::InStream, to));
+    }
 }
 
 #[tokio::test]
@@ -661,6 +677,30 @@ async fn one_session_writes_for_a_link() {
     server.execute("UPDATE tidelock.replay SET ticket = 9").await.unwrap();
     assert_eq!(third.write(&[create(4, CONTACT, 4, &[])]).await.unwrap_err().kind(), Kind::Unavailable);
     assert_eq!(third.resume().await.unwrap().committed, Some(Offset(9)));
+}
+
+#[tokio::test]
+async fn what_passes_by_itself_is_tried_again() {
+    let server = database().await;
+    let mut target = target(&server).await;
+    for (ticket, code) in [(1, "40001"), (2, "40P01"), (3, "57014")] {
+        // A sequence keeps its value when the transaction is rolled back: the first two attempts fail.
+        server
+            .execute(&format!(
+                "DROP SEQUENCE IF EXISTS salesforce.tries; CREATE SEQUENCE salesforce.tries; \
+                 CREATE OR REPLACE FUNCTION salesforce.busy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                   IF nextval('salesforce.tries') < 3 THEN RAISE EXCEPTION 'busy' USING ERRCODE = '{code}'; END IF; \
+                   RETURN NEW; END $$; \
+                 CREATE OR REPLACE TRIGGER busy BEFORE INSERT ON salesforce.contact \
+                   FOR EACH ROW EXECUTE FUNCTION salesforce.busy()"
+            ))
+            .await
+            .unwrap();
+        let answers = target.write(&[create(ticket, CONTACT, ticket, &[])]).await;
+        assert_eq!(answers.unwrap(), vec![Written::InStream], "{code}");
+        assert_eq!(one(&server, "SELECT last_value FROM salesforce.tries").await, "3", "{code}");
+    }
+    assert_eq!(one(&server, "SELECT count(*) FROM salesforce.contact").await, "3");
 }
 
 #[tokio::test]

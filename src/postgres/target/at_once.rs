@@ -30,14 +30,14 @@ pub(super) struct Hope {
 
 impl Hope {
     /// Whether to try with this batch.
-    pub(super) fn is_there(&mut self) -> bool {
+    fn is_there(&mut self) -> bool {
         let there = self.left == 0;
         self.left = self.left.saturating_sub(1);
         there
     }
 
     /// Notes how a try ended.
-    pub(super) fn tried(&mut self, done: bool) {
+    fn tried(&mut self, done: bool) {
         self.pause = if done { 0 } else { (self.pause * 2 + 1).min(PAUSE_MAX) };
         self.left = self.pause;
     }
@@ -58,11 +58,15 @@ struct Part<'a> {
 
 impl Attempt<'_> {
     /// Answers whether the whole batch is done; if not, nothing was changed.
-    pub(super) async fn at_once(&mut self) -> Result<bool, Fault> {
+    pub(super) async fn at_once(&mut self, hope: &mut Hope) -> Result<bool, Fault> {
+        if !hope.is_there() {
+            return Ok(false);
+        }
         let Some(parts) = parts(self.batch, &self.fates, self.tables) else { return Ok(false) };
         match run_parts(self.backend, self.batch, &parts).await {
             Ok(true) => {
                 self.fates.fill(Fate::Applied);
+                hope.tried(true);
                 return Ok(true);
             }
             Ok(false) | Err(Fault::Row(_) | Fault::Locked(_)) => {}
@@ -70,6 +74,7 @@ impl Attempt<'_> {
             Err(Fault::Fatal(error)) if error.kind() == Kind::Configuration => {}
             Err(fault) => return Err(fault),
         }
+        hope.tried(false);
         self.backend.undo("giving a batch up that was tried at once").await?;
         Ok(false)
     }

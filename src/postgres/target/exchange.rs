@@ -45,13 +45,16 @@ impl Attempt<'_> {
             })
             .filter(|exchanged| !exchanged.guarded.is_empty())
             .collect();
-        let done = match self.run_exchange(&exchanged).await {
-            Ok(done) => done,
-            Err(Fault::Row(_) | Fault::Locked(_)) => false,
-            Err(fault) => return Err(fault),
-        };
-        if !done {
-            self.backend.undo("giving up on rows that exchange values").await?;
+        let mut done = false;
+        if !exchanged.is_empty() {
+            done = match self.run_exchange(&exchanged).await {
+                Ok(done) => done,
+                Err(Fault::Row(_) | Fault::Locked(_)) => false,
+                Err(fault) => return Err(fault),
+            };
+            if !done {
+                self.backend.undo("giving up on rows that exchange values").await?;
+            }
         }
         for (place, fate) in refused {
             let through = done && exchanged.iter().any(|exchanged| exchanged.members.contains(&place));
@@ -96,7 +99,7 @@ impl Attempt<'_> {
                 expected.push(ordinals.len() as u64);
             }
         }
-        Ok(!exchanged.is_empty() && self.backend.execute_all(&calls).await? == expected)
+        Ok(self.backend.execute_all(&calls).await? == expected)
     }
 
     /// The message that says of which rows the updates are steps in between, from here on.

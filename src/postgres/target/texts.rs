@@ -21,16 +21,13 @@ impl Texts {
     /// Adds one.
     pub(super) fn push(&mut self, text: Option<&str>) {
         self.count += 1;
-        match text {
-            Some(text) => {
-                // A text of PostgreSQL has less than 1 GB; the server refuses a message that is longer.
-                self.elements.extend_from_slice(&(text.len() as i32).to_be_bytes());
-                self.elements.extend_from_slice(text.as_bytes());
-            }
-            None => {
-                self.has_nulls = true;
-                self.elements.extend_from_slice(&NULL.to_be_bytes());
-            }
+        if let Some(text) = text {
+            // A text of PostgreSQL has less than 1 GB; the server refuses a message that is longer.
+            self.elements.extend_from_slice(&(text.len() as i32).to_be_bytes());
+            self.elements.extend_from_slice(text.as_bytes());
+        } else {
+            self.has_nulls = true;
+            self.elements.extend_from_slice(&NULL.to_be_bytes());
         }
     }
 }
@@ -63,7 +60,9 @@ mod tests {
     fn it_goes_over_the_wire_as_a_vector_does() {
         let given = [Some("a"), None, Some(""), Some("Grüße")];
         let mut texts = Texts::default();
-        given.iter().for_each(|text| texts.push(*text));
+        for text in given {
+            texts.push(text);
+        }
         let (mut ours, mut theirs) = (BytesMut::new(), BytesMut::new());
         texts.to_sql_checked(&Type::TEXT_ARRAY, &mut ours).unwrap();
         given.to_vec().to_sql_checked(&Type::TEXT_ARRAY, &mut theirs).unwrap();

@@ -92,12 +92,7 @@ impl<'a> Attempt<'a> {
     /// Carries the batch out and commits. The answer has one fate per write, none of them open.
     pub(super) async fn run(mut self, hope: &mut Hope) -> Result<Vec<Fate>, Fault> {
         self.open().await?;
-        let mut done = false;
-        if !self.immediate && hope.is_there() {
-            done = self.at_once().await?;
-            hope.tried(done);
-        }
-        if !done {
+        if self.immediate || !self.at_once(hope).await? {
             self.keys = self.batch.iter().map(|write| write.key.as_ref().map(Key::parts)).collect();
             self.compare_all().await?;
             self.skip_existing().await?;

@@ -102,7 +102,7 @@ async fn a_step_in_between_of_our_own_is_left_out() {
     // A user's transaction has no steps in between, whatever it says.
     let by_user = format!("BEGIN; {} UPDATE t SET name = 'user' WHERE id = 1; COMMIT", aside("main", "[[1, [\"1\"]]]"));
     server.execute(&(exchange + &by_user)).await.unwrap();
-    log.wait_for("all rows", |log| log.rows().len() >= 3 + 4 + 1).await;
+    log.wait_for("all rows", |log| log.rows().len() == 8).await;
     let keys: Vec<String> = log.rows().iter().skip(3).map(|r| r.key.as_ref().unwrap().0.to_string()).collect();
     assert_eq!(keys, ["3", "1", "2", "3", "1"]);
     capture.stop().await.unwrap();
