@@ -165,7 +165,7 @@ async fn consume(slot: String) -> Result<()> {
         unread: Vec::new(),
         published: None,
         row_filters: false,
-        spool: None,
+        spool: Some(directory.join("spool")),
         durable: None,
         timeline: None,
         heartbeat: None,

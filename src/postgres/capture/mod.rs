@@ -1,7 +1,8 @@
 //! Capture: PostgreSQL's logical replication stream into the change log.
 //!
 //! The stream is read by one task. `assemble` turns its messages into events, synchronously; `stream` reads, offers batches and
-//! acknowledges. The server is told to forget only what the change log has on disk (`acknowledge`), and after each start
+//! acknowledges; `spool` keeps what is streamed of transactions in progress until they commit; `watch` looks at what the stream
+//! does not tell. The server is told to forget only what the change log has on disk (`acknowledge`), and after each start
 //! the slot must continue exactly where the log ends ([`super::slot::check_continuity`]).
 //!
 //! Our own transactions come back here too and are marked, not filtered out: they tell what a later edit had seen.

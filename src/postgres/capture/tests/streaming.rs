@@ -26,7 +26,7 @@ fn rows(from: u32, to: u32) -> String {
 }
 
 async fn was_streamed(server: &PostgresServer) {
-    let streamed = "SELECT stream_txns > 0 FROM pg_stat_replication_slots WHERE slot_name = 'tidelock_test'";
+    let streamed = "SELECT stream_count > 0 FROM pg_stat_replication_slots WHERE slot_name = 'tidelock_test'";
     eventually(server, "a streamed transaction", streamed).await;
 }
 

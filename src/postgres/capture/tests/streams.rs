@@ -148,6 +148,35 @@ async fn a_truncate_stops_capture_or_is_told_by_the_mappings_policy() {
 }
 
 #[tokio::test]
+async fn one_truncate_may_be_of_many_tables() {
+    let fields = || vec![field(1, "note", FieldKind::Text { length: 255 })];
+    let tables = [(1, "parents"), (2, "children"), (3, "parts")];
+    let mut mappings = tables.map(|(id, table)| mapping(id, table, &["id"], fields()));
+    mappings.iter_mut().for_each(|m| m.truncate = TruncatePolicy::Propagate);
+    let catalog = catalog(mappings.into());
+    let create = "CREATE TABLE parents (id int PRIMARY KEY, note text); \
+                  CREATE TABLE children (id int PRIMARY KEY, note text, parent int REFERENCES parents); \
+                  CREATE TABLE unmapped (id int PRIMARY KEY, parent int REFERENCES parents); \
+                  CREATE TABLE parts (id int PRIMARY KEY, note text) PARTITION BY RANGE (id); \
+                  CREATE TABLE low PARTITION OF parts FOR VALUES FROM (0) TO (10)";
+    let server = server_with(create, ServerSettings::default(), &catalog).await;
+    let log = MemoryLog::new();
+    let capture = Running::start(config(&server, &catalog, None), &log);
+    server.execute("TRUNCATE parents CASCADE").await.unwrap();
+    server.execute("BEGIN; TRUNCATE parts, parents CASCADE; INSERT INTO parents VALUES (2); COMMIT").await.unwrap();
+    log.wait_for("the row", |log| log.rows().len() == 1).await;
+    capture.stop().await.unwrap();
+    let events = log.events();
+    let told = events.iter().filter_map(|e| match &e.item {
+        Item::Truncate { mapping } => Some((mapping.0, e.transaction.index, e.transaction.last)),
+        Item::Row(row) => Some((row.mapping.0, e.transaction.index, e.transaction.last)),
+        _ => None,
+    });
+    let expected = [(1, 1, false), (2, 3, true), (3, 1, false), (1, 3, false), (2, 5, false), (1, 6, true)];
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test]
 async fn after_broken_connections_and_a_server_crash_every_change_is_there_once() {
     let catalog = table_catalog();
     let mut server = server_with(TABLE, ServerSettings::default(), &catalog).await;
