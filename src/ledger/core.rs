@@ -102,9 +102,9 @@ impl Part {
 
 /// The state machine. Every call adds entries to the append under way; [`Core::commit`] makes them durable.
 pub struct Core {
-    log: Arc<dyn ChangeLog>,
+    pub(super) log: Arc<dyn ChangeLog>,
     clock: SharedClock,
-    fold: Fold,
+    pub(super) fold: Fold,
     append: Append,
     /// Transaction keys of the append under way, and of the one handed over before it.
     transactions: [HashSet<StateKey>; 2],
@@ -303,7 +303,8 @@ impl Core {
     fn row(&mut self, side: Side, event: &Event, row: &Row) -> Result<()> {
         let image = row.operation.is_image();
         // Rows copied from PostgreSQL have a place in its stream too, and behind it they are out of date.
-        let placed = !image || (side == Side::Postgres && row.operation == RowOperation::Backfill);
+        let chunk = matches!(row.operation, RowOperation::Backfill | RowOperation::Missing);
+        let placed = !image || (side == Side::Postgres && chunk);
         let position = self.meta().positions[side.index()].as_ref();
         if placed && position.is_some_and(|p| delivered(p, &event.position)) {
             self.counts.duplicates[side.index()] += 1;
@@ -326,6 +327,11 @@ impl Core {
         }
         if image && self.outdated(side, event, row)? {
             return Ok(());
+        }
+        let compared = self.compared(side, event, row)?;
+        let (event, row) = compared.as_ref().map_or((event, row), |(event, row)| (event, row));
+        if side == Side::Postgres {
+            self.rewind(side, event, row, mapping)?;
         }
         self.recognise(side, row, mapping)?;
         let (record, known) = match self.identify(side, row, event.committed_at, mapping)? {
@@ -418,11 +424,9 @@ impl Core {
         for key in row.old_key.iter().chain(&row.key) {
             if let Some(record) = self.fold.lookup(&*self.log, &keys::by_key(mapping.id, key))? {
                 // A key that is used again after a delete names another row.
-                let reused = row.operation == RowOperation::Insert
-                    && self
-                        .fold
-                        .record(&*self.log, record)?
-                        .is_some_and(|s| !s.exists_at(Side::Postgres) && s.in_flight(side).is_none());
+                let reused = (row.operation == RowOperation::Insert
+                    || (row.operation == RowOperation::Reread && side == Side::Postgres))
+                    && self.is_free_for_another(side, record, row)?;
                 if !reused {
                     return Ok(Some(record));
                 }
@@ -459,6 +463,18 @@ impl Core {
             }
         }
         Ok(buried)
+    }
+
+    /// Whether a row under the key of a record that is not there may be another one. While the record is being made anew, it is
+    /// so only if the row names another.
+    fn is_free_for_another(&mut self, side: Side, record: RecordId, row: &Row) -> Result<bool> {
+        let named = match &row.salesforce_id {
+            Some(id) => self.fold.lookup(&*self.log, &keys::by_salesforce_id(row.mapping, id))?,
+            None => None,
+        };
+        let names_another = named.is_some_and(|named| named != record);
+        let state = self.fold.record(&*self.log, record)?;
+        Ok(state.is_some_and(|s| !s.exists_at(Side::Postgres) && (names_another || s.in_flight(side).is_none())))
     }
 
     /// Whether an image is of a Salesforce record that was deleted since, and made anew under another id.
@@ -603,7 +619,7 @@ impl Core {
         self.push(Body::Echo(echo)).map(|_| ())
     }
 
-    fn change(
+    pub(super) fn change(
         &mut self,
         at: &Placed<'_>,
         operation: Operation,
@@ -722,6 +738,13 @@ impl Core {
             self.fold.load(&*self.log, *record)?;
             let Some(state) = self.fold.loaded(*record) else { continue };
             let Some(mapping) = self.fold.meta.catalog.mapping(state.mapping) else { continue };
+            if self.fold.meta.reconciling(side, mapping.id).is_some() {
+                // What its row holds is not known just now.
+                if causality::plan(state, mapping, *record, side, cursor, &prefix).is_some() {
+                    self.held_back.push(*record);
+                }
+                continue;
+            }
             let unread = self.fold.meta.unread(side, mapping.id);
             if unread == Some(FieldId(0)) && state.exists() && !state.exists_at(side) {
                 // It may be there already: the external id would lead to it, and its values be written over unseen.
@@ -745,7 +768,7 @@ impl Core {
     }
 
     /// The records that the last [`Core::plan`] left something out of, while the side's rows are read for the first time, or
-    /// again for fields that were mapped later. They are to be planned again when that is done.
+    /// again: for fields that were mapped later, or to be compared. They are to be planned again when that is done.
     pub fn take_held_back(&mut self) -> Vec<RecordId> {
         std::mem::take(&mut self.held_back)
     }
@@ -899,13 +922,13 @@ impl Core {
 
     /// The identity of the stream of a side that was opened last.
     pub fn known_stream(&self, side: Side) -> Option<Str> {
-        self.meta().streams.iter().rev().find(|s| s.side == side).map(|s| s.identity.clone())
+        self.meta().stream(side).map(|s| s.identity.clone())
     }
 
     /// Opens a side's stream by its identity: its number, the place of its last event in the log, and the side's earlier
     /// stream if this one is new.
     pub fn open_stream(&mut self, side: Side, identity: &str) -> Result<OpenedStream> {
-        let known = self.meta().streams.iter().rev().find(|s| s.side == side).cloned();
+        let known = self.meta().stream(side).cloned();
         if let Some(stream) = known.as_ref().filter(|s| s.identity == identity) {
             let position = self.meta().positions[side.index()].clone();
             return Ok(OpenedStream { stream: stream.id, identity: stream.identity.clone(), position, replaces: None });
@@ -914,6 +937,15 @@ impl Core {
         let identity = Str::new(identity);
         self.push(Body::Notice(Notice::StreamOpened { stream, side, identity: identity.clone() }))?;
         Ok(OpenedStream { stream, identity, position: None, replaces: known.map(|s| s.identity) })
+    }
+
+    /// Opens another stream in the place of a side's lost one, which may have the same identity.
+    pub fn replace_stream(&mut self, side: Side, identity: &str) -> Result<OpenedStream> {
+        let replaces = self.known_stream(side);
+        let stream = StreamId(self.meta().streams.len() as u32);
+        let identity = Str::new(identity);
+        self.push(Body::Notice(Notice::StreamOpened { stream, side, identity: identity.clone() }))?;
+        Ok(OpenedStream { stream, identity, position: None, replaces })
     }
 
     /// Puts a notice on record.
@@ -1001,12 +1033,12 @@ fn mismatch(side: Side) -> WriteResult {
 }
 
 /// An event's row, resolved.
-struct Placed<'a> {
-    side: Side,
-    event: &'a Event,
-    row: &'a Row,
-    mapping: &'a MappingDef,
-    record: RecordId,
+pub(super) struct Placed<'a> {
+    pub(super) side: Side,
+    pub(super) event: &'a Event,
+    pub(super) row: &'a Row,
+    pub(super) mapping: &'a MappingDef,
+    pub(super) record: RecordId,
 }
 
 /// Whether a side has never told what it holds in a field.

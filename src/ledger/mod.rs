@@ -12,6 +12,7 @@
 //! Invariants: state is a fold over the log and nothing else; a position is stored in the same batch as the entries it
 //! stands for; nothing is answered before it is synced; after a failed append nothing is ever appended again.
 
+mod compare;
 pub mod core;
 pub mod fold;
 pub mod keys;
@@ -22,5 +23,5 @@ pub mod thread;
 pub mod verify;
 
 pub use self::core::{Answer, Core, DeadLetterAction};
-pub use meta::{BackfillProgress, Meta};
+pub use meta::{BackfillProgress, Meta, Reconcile};
 pub use thread::{Ledger, Status, start};

@@ -9,6 +9,7 @@ pub mod connect;
 pub mod endpoint;
 pub mod install;
 pub mod introspect;
+pub mod lost;
 pub mod pgoutput;
 pub mod preflight;
 pub mod slot;

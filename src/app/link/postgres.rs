@@ -9,71 +9,109 @@ use tokio_util::sync::CancellationToken;
 use crate::app::supervise::supervise;
 use crate::app::timeline;
 use crate::change::{FieldId, MappingId, Side, Str};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::ledger::Ledger;
 use crate::ledger::core::OpenedStream;
 use crate::postgres::backfill::{Backfill, BackfillProgress};
 use crate::postgres::capture::{Capture, CaptureConfig, CaptureHandle};
 use crate::postgres::connect::Session;
+use crate::postgres::lost::{self, Known, Lost};
 use crate::postgres::slot;
 use crate::postgres::target::{PostgresTarget, TargetOptions};
 use crate::replay::Runner;
 use crate::task::Tasks;
 
 use super::Link;
-use super::known::{COPY_ROWS, known_rows};
-use super::stream::{done_so_far, known_stream};
+use super::known::{COPY_ROWS, known_rows, told_at};
+use super::stream::{done_so_far, doubt, is_doubted, replace_lost};
 
 /// Tables of PostgreSQL that are copied at a time, with a session each.
 const COPIES_MAX: usize = 4;
 
 impl Link {
     pub(super) async fn open_postgres(&self) -> Result<OpenedStream> {
-        match self.prepare_postgres().await {
-            Ok(identity) => {
-                let slot = &self.config.postgres.slot;
-                match timeline::take_up(&self.ledger, &self.endpoint, slot, &identity).await? {
-                    Some(opened) => Ok(opened),
-                    None => self.open_stream(Side::Postgres, identity).await,
-                }
-            }
+        let known = timeline::known(&self.ledger, self.names()).await?;
+        match self.look_at_postgres(known.as_ref()).await {
+            Ok((identity, Some(lost))) => self.heal(identity, &lost).await,
+            Ok((identity, None)) => match timeline::take_up(&self.ledger, known.as_ref(), &identity).await? {
+                Some(opened) => Ok(opened),
+                None => self.open_stream(Side::Postgres, identity).await,
+            },
             // The database cannot be reached: the stream that the log knows is taken up when it can.
-            Err(error) if error.kind() == Kind::Unavailable => {
-                match known_stream(&self.ledger, Side::Postgres).await? {
-                    Some(identity) => self.open_stream(Side::Postgres, identity).await,
-                    None => Err(error),
-                }
-            }
+            Err(error) if error.kind() == Kind::Unavailable => match known {
+                Some(known) => self.open_stream(Side::Postgres, known.identity.into()).await,
+                None => Err(error),
+            },
             Err(error) => Err(error),
         }
     }
 
-    /// Makes sure that publication and slot are there, in this order, and tells what makes the stream this one. A slot that the
-    /// log has read from before is never made again here: what came in between would be lost in silence.
-    async fn prepare_postgres(&self) -> Result<Str> {
-        let settings = &self.config.postgres;
-        let tables: Vec<(String, String)> =
-            self.catalog.mappings.iter().map(|m| (m.schema.clone(), m.table.clone())).collect();
+    /// The link and the log, as PostgreSQL's cursor table names them.
+    fn names(&self) -> (String, String) {
+        (self.config.link.name.clone(), self.log_id.clone())
+    }
+
+    /// Tells what makes the stream the one that it is, and whether it was lost. Where it was not, makes sure that publication and
+    /// slot are there, in this order. A slot that the log has read from before is never just made again: what came in between
+    /// would be lost in silence.
+    async fn look_at_postgres(&self, known: Option<&Known>) -> Result<(Str, Option<Lost>)> {
+        let name = &self.config.postgres.slot;
         let session = Session::open(&self.endpoint).await?;
         slot::check_server(&session).await?;
-        let identity = slot::stream_identity(&session, &settings.slot).await?;
-        let known = known_stream(&self.ledger, Side::Postgres).await?;
-        if let Some(known) = &known {
-            slot::check_database(known, &identity)?;
+        let identity = slot::stream_identity(&session, name).await?;
+        if let Some(known) = known {
+            slot::check_database(&known.identity, &identity)?;
         }
-        let read_before = known.is_some_and(|known| slot::same_stream(&known, &identity));
-        if read_before && slot::read_slot(&session, &settings.slot).await?.is_none() {
-            let text = format!(
-                "the replication slot `{}` is gone, and with it the changes since the log last read it; \
-                 start the link with a new log (`log` in [link]), so that every row is read again",
-                settings.slot
-            );
-            return Err(Error::new(Kind::StreamLost, text));
+        let mut lost = None;
+        if let Some(known) = known.filter(|known| slot::same_stream(&known.identity, &identity)) {
+            lost = lost::look(&session, &self.endpoint, name, &identity, known).await?.or_else(|| self.lost.clone());
+            if lost.is_none() && self.ledger.run(|core| Ok(is_doubted(core, Side::Postgres))).await? {
+                lost = Some(Lost::Gone { slot: name.clone() });
+            }
         }
-        slot::ensure_publication(&session, &settings.publication, &tables).await?;
-        slot::ensure_slot(&session, &settings.slot).await?;
+        if lost.is_none() {
+            self.publish(&session).await?;
+            slot::ensure_slot(&session, name).await?;
+        }
         session.close().await?;
-        Ok(identity)
+        Ok((identity, lost))
+    }
+
+    async fn publish(&self, session: &Session) -> Result<()> {
+        let tables: Vec<(String, String)> =
+            self.catalog.mappings.iter().map(|m| (m.schema.clone(), m.table.clone())).collect();
+        slot::ensure_publication(session, &self.config.postgres.publication, &tables).await.map(drop)
+    }
+
+    /// Goes on after the stream was lost. That every row is in doubt is durable first, then there is a slot again, then a new
+    /// stream in the log: wherever this is cut short, the next start takes it up.
+    async fn heal(&self, identity: Str, lost: &Lost) -> Result<OpenedStream> {
+        tracing::error!("{lost}; every row of the mapped tables is compared with the change log");
+        let rewound_to = match lost {
+            Lost::WentBack { replayed: Some(ticket), to, .. } => {
+                Some(told_at(&self.pool.reader(), *ticket).await?.unwrap_or(*to))
+            }
+            Lost::WentBack { to, .. } => Some(*to),
+            _ => None,
+        };
+        let cause = lost.to_string();
+        self.ledger
+            .run(move |core| {
+                if is_doubted(core, Side::Postgres) {
+                    return Ok(());
+                }
+                doubt(core, Side::Postgres, &cause, rewound_to)
+            })
+            .await?;
+        let name = &self.config.postgres.slot;
+        let session = Session::open(&self.endpoint).await?;
+        self.publish(&session).await?;
+        if lost.needs_new_slot() {
+            slot::drop_slot(&session, name).await?;
+        }
+        slot::ensure_slot(&session, name).await?;
+        session.close().await?;
+        self.ledger.run(move |core| replace_lost(core, Side::Postgres, &identity)).await
     }
 
     pub(super) fn spawn_postgres(
@@ -118,14 +156,15 @@ impl Link {
             clock: Arc::clone(&self.clock),
         };
         let (ledger, handle, cancel) = (self.ledger.clone(), handle.clone(), cancel.clone());
+        let names = self.names();
         let capturing = supervise("capture from postgres", cancel.clone(), move || {
-            let (config, handle) = (config.clone(), handle.clone());
+            let (config, handle, names) = (config.clone(), handle.clone(), names.clone());
             let (ledger, cancel) = (ledger.clone(), cancel.clone());
             async move {
                 // Another server may answer than the one before: a standby that was promoted.
                 let (opened, timeline) = tokio::select! {
                     () = cancel.cancelled() => return Ok(()),
-                    taken = timeline::take_up_again(&ledger, &config.endpoint, &config.slot) => taken?,
+                    taken = timeline::take_up_again(&ledger, &config.endpoint, &config.slot, names) => taken?,
                 };
                 let OpenedStream { stream, position: durable, .. } = opened;
                 let config = CaptureConfig { stream, timeline, durable, unread: not_begun(&ledger), ..config };

@@ -122,7 +122,9 @@ fn heard(world: &World, entries: &[(Offset, Entry)]) -> Check {
         let (source, record) = match &entry.body {
             Body::Change(change) => {
                 let retold = change.source.transaction.id.is_empty();
-                if retold || matches!(change.origin, ChangeOrigin::Repair | ChangeOrigin::Backfill) {
+                let read =
+                    matches!(change.origin, ChangeOrigin::Repair | ChangeOrigin::Backfill | ChangeOrigin::Rewound);
+                if retold || read {
                     continue;
                 }
                 let (number, index) = World::number(&change.source.position);
@@ -148,7 +150,7 @@ fn heard(world: &World, entries: &[(Offset, Entry)]) -> Check {
         let before = last.insert((source.side, record), place);
         must!(before.is_none_or(|b| b <= place), "entry {offset}: record {} is told out of order", record.0);
     }
-    let images = world.shape.gaps || world.shape.seeded;
+    let images = world.shape.gaps || world.shape.seeded || world.shape.losses;
     for side in Side::BOTH {
         for told in world.stream(side) {
             let Said::Row { marked, fields, saw, written, operation, ticket, .. } = &told.said else { continue };
@@ -219,7 +221,8 @@ fn no_return(world: &World, entries: &[(Offset, Entry)]) -> Check {
                 for field in &change.fields {
                     authors.entry((change.record, field.field, &field.after)).or_default().insert(change.dot);
                     let before = held.insert((change.record, field.field, change.source.side), change.dot);
-                    if let Some(before) = before {
+                    // What a side holds again since it went back follows nothing.
+                    if let Some(before) = before.filter(|_| change.origin != ChangeOrigin::Rewound) {
                         let mut past = follows.get(&(change.record, field.field, before)).cloned().unwrap_or_default();
                         past.insert(before);
                         follows.insert((change.record, field.field, change.dot), past);
