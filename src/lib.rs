@@ -10,6 +10,7 @@
 //! | [`config`] | `tidelock.toml` |
 //! | [`flow`] | the two seams: captured events on the way in, writes on the way out |
 //! | [`log`] | the change log: RocksDB, or memory for tests; one contract, one conformance suite |
+//! | [`reconcile`] | comparing a side's rows with the log, and what of a difference is nobody's edit. Pure |
 //! | [`ledger`] | the one owner of state: events to entries, state as a fold, tickets; verify and rebuild |
 //! | [`replay`] | from the log to a side |
 //! | [`postgres`], [`salesforce`] | everything that speaks to a side |
@@ -20,7 +21,7 @@
 //! | [`sandbox`] | the stand-in org; shares nothing with the product but the protocol's generated types |
 //! | [`demo`] | a private server, a sandbox and people who edit both |
 //!
-//! Arrows: `change` <- `causality`, `mapping`, `log`, `flow` <- `ledger` <- `replay`, `audit` <- `app` <- `cli`; `postgres` and
+//! Arrows: `change` <- `causality`, `mapping`, `log`, `flow` <- `reconcile` <- `ledger` <- `replay`, `audit` <- `app` <- `cli`; `postgres` and
 //! `salesforce` know the seams and never each other. A test holds this.
 //!
 //! # Invariants
@@ -52,6 +53,7 @@ pub mod log;
 pub mod mapping;
 pub mod postgres;
 pub mod protocol;
+pub mod reconcile;
 pub mod replay;
 pub mod salesforce;
 pub mod sandbox;

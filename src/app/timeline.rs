@@ -5,32 +5,40 @@ use crate::error::{Error, Kind, Result};
 use crate::ledger::Ledger;
 use crate::ledger::core::OpenedStream;
 use crate::postgres::Endpoint;
+use crate::postgres::lost::{self, Known};
 use crate::postgres::slot;
 
-/// Opens the stream `identity` where it is the one that the log has read, on whatever timeline: one that has everything that the
-/// log has. `None` where it is another stream, or the first.
+/// What the log has of PostgreSQL's stream; none if it has never read one. `names` are those of the link and the log.
+pub(super) async fn known(ledger: &Ledger, names: (String, String)) -> Result<Option<Known>> {
+    ledger
+        .run(move |core| {
+            let (meta, side) = (core.meta(), Side::Postgres);
+            Ok(meta.stream(side).map(|stream| Known {
+                identity: stream.identity.to_string(),
+                place: meta.positions[side.index()].clone(),
+                applied: meta.applied,
+                names,
+            }))
+        })
+        .await
+}
+
+/// Opens the stream `identity` where it is the one that the log has read, on whatever timeline: one of which it is known that the
+/// server has all that the log has. `None` where it is another stream, or the first.
 ///
 /// Places on different timelines cannot be compared, so a new timeline gets a number of its own, and the log's last place
 /// goes over to it in the same append.
-pub(super) async fn take_up(
-    ledger: &Ledger,
-    endpoint: &Endpoint,
-    slot: &str,
-    identity: &str,
-) -> Result<Option<OpenedStream>> {
-    let side = Side::Postgres;
-    let (known, place) =
-        ledger.run(move |core| Ok((core.known_stream(side), core.meta().positions[side.index()].clone()))).await?;
-    let Some(known) = known.filter(|known| slot::same_stream(known, identity)) else { return Ok(None) };
-    let timelines = slot::timeline_of(&known).zip(slot::timeline_of(identity));
+pub(super) async fn take_up(ledger: &Ledger, known: Option<&Known>, identity: &str) -> Result<Option<OpenedStream>> {
+    let Some(known) = known.filter(|known| slot::same_stream(&known.identity, identity)) else { return Ok(None) };
+    let place = known.place.clone();
+    let timelines = slot::timeline_of(&known.identity).zip(slot::timeline_of(identity));
     if let (Some((known, current)), Some(place)) = (timelines.filter(|(known, current)| known != current), &place) {
-        let history = if current > 1 { slot::timeline_history(endpoint, current).await? } else { String::new() };
-        slot::check_timeline(slot, known, current, &history, place)?;
         tracing::warn!(known, current, %place, "the server is on a new timeline, which has all that was read of the old one");
     }
     let identity = identity.to_owned();
     ledger
         .run(move |core| {
+            let side = Side::Postgres;
             let mut opened = core.open_stream(side, &identity)?;
             if opened.replaces.take().is_some()
                 && let Some(Position::Postgres { commit_lsn, index, .. }) = place
@@ -50,16 +58,23 @@ pub(super) async fn take_up_again(
     ledger: &Ledger,
     endpoint: &Endpoint,
     slot: &str,
+    names: (String, String),
 ) -> Result<(OpenedStream, Option<u32>)> {
+    let known = known(ledger, names).await?;
     let session = crate::postgres::Session::open(endpoint).await?;
     slot::check_server(&session).await?;
     let identity = slot::stream_identity(&session, slot).await?;
-    session.close().await?;
-    if let Some(opened) = take_up(ledger, endpoint, slot, &identity).await? {
-        return Ok((opened, slot::timeline_of(&identity)));
+    if let Some(known) = &known {
+        slot::check_database(&known.identity, &identity)?;
+        if slot::same_stream(&known.identity, &identity)
+            && let Some(lost) = lost::look(&session, endpoint, slot, &identity, known).await?
+        {
+            return Err(lost.into());
+        }
     }
-    if let Some(known) = ledger.run(|core| Ok(core.known_stream(Side::Postgres))).await? {
-        slot::check_database(&known, &identity)?;
+    session.close().await?;
+    if let Some(opened) = take_up(ledger, known.as_ref(), &identity).await? {
+        return Ok((opened, slot::timeline_of(&identity)));
     }
     let message = format!(
         "the slot `{slot}` at {endpoint} is not the one that the log has read; when the link is started again, every row is \

@@ -200,6 +200,7 @@ fn origin(origin: ChangeOrigin) -> &'static str {
         ChangeOrigin::Automation => " by the side's own automation",
         ChangeOrigin::Backfill => ", copied when the sides were joined",
         ChangeOrigin::Repair => ", read again",
+        ChangeOrigin::Rewound => ", as the side went back",
     }
 }
 
@@ -280,6 +281,9 @@ fn notice_text(catalog: &Catalog, notice: &Notice) -> String {
         }
         Notice::ClockOffset { salesforce_ahead_us } => {
             format!("Salesforce's clock is {} ms ahead", salesforce_ahead_us / 1_000)
+        }
+        Notice::Reconcile { side, mapping: id, cause, .. } => {
+            format!("comparing {} at {side} with the log: {cause}", mapping(*id))
         }
         Notice::Gap { side, reason, scope } => {
             format!("{side} could not tell everything ({reason}); reading {scope} again")

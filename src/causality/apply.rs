@@ -239,6 +239,10 @@ fn apply_change(state: &mut RecordState, change: &Change, cx: &Context<'_>, deci
         Side::Postgres => change.source.committed_at,
         Side::Salesforce => change.source.committed_at - cx.salesforce_ahead,
     };
+    if change.origin == ChangeOrigin::Rewound {
+        go_back(state, change);
+        return;
+    }
     let image = matches!(change.origin, ChangeOrigin::Backfill | ChangeOrigin::Repair);
     let stamps = if image { &mut state.image_at } else { &mut state.last_commit };
     stamps[side.index()] = stamps[side.index()].max(change.source.committed_at);
@@ -268,6 +272,27 @@ fn apply_change(state: &mut RecordState, change: &Change, cx: &Context<'_>, deci
             edit.update_of_deleted(state, decisions);
             edit.fields(state, change, decisions);
         }
+    }
+}
+
+/// The side itself went back: it holds again what it held before, and nobody edited anything. What stands goes on standing, so
+/// the side is written it, and an edit made there since has not seen it.
+fn go_back(state: &mut RecordState, change: &Change) {
+    let (slot, dot) = (change.source.side.index(), change.dot);
+    let exists = match change.operation {
+        Operation::Insert | Operation::Undelete => Some(true),
+        Operation::Delete => Some(false),
+        Operation::Update => None,
+    };
+    if let Some(exists) = exists {
+        state.existence.held[slot] = Held { value: Value::Bool(exists), dot };
+    }
+    if exists == Some(false) && change.source.side == Side::Postgres {
+        // The server gives the key once more, to another row.
+        state.key = None;
+    }
+    for field in &change.fields {
+        state.field_mut(field.field).held[slot] = Held { value: field.after.clone(), dot };
     }
 }
 

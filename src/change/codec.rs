@@ -354,8 +354,13 @@ impl<'a> Reader<'a> {
     }
 }
 
-const ORIGINS: [ChangeOrigin; 4] =
-    [ChangeOrigin::Captured, ChangeOrigin::Automation, ChangeOrigin::Backfill, ChangeOrigin::Repair];
+const ORIGINS: [ChangeOrigin; 5] = [
+    ChangeOrigin::Captured,
+    ChangeOrigin::Automation,
+    ChangeOrigin::Backfill,
+    ChangeOrigin::Repair,
+    ChangeOrigin::Rewound,
+];
 const OPERATIONS: [Operation; 4] = [Operation::Insert, Operation::Update, Operation::Delete, Operation::Undelete];
 const WRITES: [WriteKind; 3] = [WriteKind::Create, WriteKind::Update, WriteKind::Delete];
 const CONFLICTS: [ConflictKind; 7] = [
@@ -687,6 +692,7 @@ enum WireNotice {
     Backfill { side: Side, mapping: MappingId, rows: u64, after: Str, finished: bool },
     ClockOffset { salesforce_ahead_us: i64 },
     Gap { side: Side, reason: Str, scope: Str },
+    Reconcile { side: Side, mapping: MappingId, cause: Str, lost: Option<StreamId>, rewound_to: Option<Lsn> },
 }
 
 impl From<&Notice> for WireNotice {
@@ -701,6 +707,9 @@ impl From<&Notice> for WireNotice {
             }
             Notice::ClockOffset { salesforce_ahead_us } => Self::ClockOffset { salesforce_ahead_us },
             Notice::Gap { side, reason, scope } => Self::Gap { side, reason, scope },
+            Notice::Reconcile { side, mapping, cause, lost, rewound_to } => {
+                Self::Reconcile { side, mapping, cause, lost, rewound_to }
+            }
         }
     }
 }
@@ -717,6 +726,9 @@ impl From<WireNotice> for Notice {
             }
             WireNotice::ClockOffset { salesforce_ahead_us } => Self::ClockOffset { salesforce_ahead_us },
             WireNotice::Gap { side, reason, scope } => Self::Gap { side, reason, scope },
+            WireNotice::Reconcile { side, mapping, cause, lost, rewound_to } => {
+                Self::Reconcile { side, mapping, cause, lost, rewound_to }
+            }
         }
     }
 }

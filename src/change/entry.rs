@@ -5,7 +5,9 @@
 use serde::Serialize;
 
 use super::catalog::{ForeignEdit, Policy};
-use super::{Catalog, Dot, FieldId, Key, MappingId, Offset, Position, RecordId, Side, Str, StreamId, Value, Vector};
+use super::{
+    Catalog, Dot, FieldId, Key, Lsn, MappingId, Offset, Position, RecordId, Side, Str, StreamId, Value, Vector,
+};
 use crate::clock::Micros;
 
 /// One item of the log.
@@ -90,6 +92,9 @@ pub enum ChangeOrigin {
     Backfill,
     /// Read from the side's rows because the stream could not tell (a gap, an overflow, a lost stream).
     Repair,
+    /// Read from the side's rows after the side itself had gone back to an earlier moment (a restored backup, a standby that
+    /// was behind): what it held then, and nobody's edit.
+    Rewound,
 }
 
 /// What was done to the record as a whole.
@@ -429,6 +434,19 @@ pub enum Notice {
     ClockOffset {
         /// Microseconds; negative when behind.
         salesforce_ahead_us: i64,
+    },
+    /// A mapping's rows at a side are compared with the log from here on; until that is done, nothing is written there.
+    Reconcile {
+        /// The side.
+        side: Side,
+        /// The mapping.
+        mapping: MappingId,
+        /// Why.
+        cause: Str,
+        /// The stream that was lost, where that is why.
+        lost: Option<StreamId>,
+        /// Where the side has gone back: of what its stream has told after this place, nobody knows whether the side has it.
+        rewound_to: Option<Lsn>,
     },
     /// The stream could not tell everything; what it names is read again.
     Gap {

@@ -227,6 +227,7 @@ fn samples() -> Vec<(&'static str, Entry)> {
         ("change/salesforce/automation", change(Salesforce, ChangeOrigin::Automation, Operation::Update, one_field())),
         ("change/salesforce/backfill", change(Salesforce, ChangeOrigin::Backfill, Operation::Insert, one_field())),
         ("change/postgres/repair", change(Postgres, ChangeOrigin::Repair, Operation::Update, one_field())),
+        ("change/postgres/rewound", change(Postgres, ChangeOrigin::Rewound, Operation::Update, one_field())),
         ("echo/postgres", echo(postgres(), key(), None)),
         ("echo/salesforce", echo(salesforce(), None, salesforce_id())),
         (
@@ -327,6 +328,16 @@ fn samples() -> Vec<(&'static str, Entry)> {
         (
             "notice/gap",
             notice(Notice::Gap { side: Salesforce, reason: "GAP_OVERFLOW".into(), scope: "Contact".into() }),
+        ),
+        (
+            "notice/reconcile",
+            notice(Notice::Reconcile {
+                side: Postgres,
+                mapping: MappingId(2),
+                cause: "the slot is gone".into(),
+                lost: Some(StreamId(1)),
+                rewound_to: Some(Lsn(0x16B_3740)),
+            }),
         ),
     ]
     .into_iter()
@@ -453,7 +464,13 @@ fn ticket_value() -> impl Strategy<Value = TicketValue> {
 
 fn any_change() -> impl Strategy<Value = Body> {
     use prop::sample::select;
-    let origins = [ChangeOrigin::Captured, ChangeOrigin::Automation, ChangeOrigin::Backfill, ChangeOrigin::Repair];
+    let origins = [
+        ChangeOrigin::Captured,
+        ChangeOrigin::Automation,
+        ChangeOrigin::Backfill,
+        ChangeOrigin::Repair,
+        ChangeOrigin::Rewound,
+    ];
     let operations = [Operation::Insert, Operation::Update, Operation::Delete, Operation::Undelete];
     let what = (select(origins.to_vec()), select(operations.to_vec()));
     (record(), what, source(), identity(), dot(), vector(), vec(field_change(), 0..6)).prop_map(
@@ -540,6 +557,17 @@ fn any_notice() -> impl Strategy<Value = Body> {
         }),
         any::<i64>().prop_map(|salesforce_ahead_us| Notice::ClockOffset { salesforce_ahead_us }),
         (side(), text(), text()).prop_map(|(side, reason, scope)| Notice::Gap { side, reason, scope }),
+        (side(), any::<u16>(), text(), prop::option::of(any::<(u32, u64)>())).prop_map(
+            |(side, mapping, cause, lost)| {
+                Notice::Reconcile {
+                    side,
+                    mapping: MappingId(mapping),
+                    cause,
+                    lost: lost.map(|(stream, _)| StreamId(stream)),
+                    rewound_to: lost.map(|(_, lsn)| Lsn(lsn)),
+                }
+            }
+        ),
     ]
     .prop_map(Body::Notice)
 }

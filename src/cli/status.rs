@@ -68,6 +68,18 @@ fn print(config: &Config, figures: &Figures) -> Result<()> {
             copy.total.filter(|_| !copy.finished).map_or_else(String::new, |total| format!(" of {total}")),
             if copy.finished { ", complete" } else { "" }
         ))?;
+        if let Some(reconcile) = &copy.reconcile {
+            output::line(&format!(
+                "compar{} {} at {} with the log: {} compared, {} equal, {} repaired; because {}",
+                if reconcile.finished { "ed" } else { "ing" },
+                copy.mapping,
+                copy.side,
+                reconcile.compared,
+                reconcile.equal,
+                reconcile.repaired,
+                reconcile.cause
+            ))?;
+        }
     }
     if let Some(api) = &figures.api {
         output::line(&format!(

@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::error::{Error, Kind, Result};
-use crate::status::{Direction, Figures};
+use crate::status::{Direction, Figures, Reconciling};
 
 #[derive(Debug)]
 struct Scrape(Figures);
@@ -41,6 +41,15 @@ const GAUGES: [(&str, &str, Read); 4] = [
     ("writes_in_flight", "Writes that are with the other side just now", |d| d.in_flight),
     ("capture_connected", "Whether capture is connected to its side", |d| u64::from(d.capture_connected)),
     ("source_lag_bytes", "Bytes of the source's stream that are not yet durable in the log", |d| d.source_lag_bytes),
+];
+
+type ReadReconcile = fn(&Reconciling) -> u64;
+
+const RECONCILE: [(&str, &str, ReadReconcile); 4] = [
+    ("reconcile_running", "Whether a mapping's rows are being compared with the log", |r| u64::from(!r.finished)),
+    ("reconcile_compared", "Rows compared with the log, by the last comparison", |r| r.compared),
+    ("reconcile_equal", "Rows that were as the log believed, by the last comparison", |r| r.equal),
+    ("reconcile_repaired", "Records that were not, by the last comparison", |r| r.repaired),
 ];
 
 impl Collector for Scrape {
@@ -89,6 +98,15 @@ impl Collector for Scrape {
             }
             let help = "Whether most of the replication slot's room is used up";
             gauge(&mut encoder, "slot_endangered", help, u64::from(slot.endangered))?;
+        }
+        for (name, help, read) in RECONCILE {
+            let kind = ConstGauge::new(0_i64).metric_type();
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for copy in &figures.backfills {
+                let Some(reconcile) = &copy.reconcile else { continue };
+                let labels = [("side", copy.side.clone()), ("mapping", copy.mapping.clone())];
+                ConstGauge::new(read(reconcile) as i64).encode(family.encode_family(&labels)?)?;
+            }
         }
         gauge(&mut encoder, "log_entries", "Entries in the change log", figures.log_entries)?;
         gauge(&mut encoder, "log_bytes", "Bytes of the change log on disk", figures.log_bytes)?;

@@ -3,7 +3,7 @@
 //! | request | answers |
 //! | --- | --- |
 //! | `GET /health` | 200 while the process works |
-//! | `GET /ready` | 200 when both captures are connected and neither direction's breaker is open, else 503 with the reasons |
+//! | `GET /ready` | 200 when both captures are connected and neither direction's breaker is open, else 503 with the reasons; besides, the mappings whose rows are being compared with the log |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /status` | the figures of `tidelock status`, as JSON |
 //! | `POST /conflicts/{offset}/resolve` | decides a parked conflict: `{"choice": {"take": side} or {"value": value}, "by": name}` |
@@ -114,8 +114,12 @@ async fn ready(State(link): State<Arc<Handle>>) -> Result<Response, Failed> {
             reasons.push(format!("writes to {} keep failing", direction.to));
         }
     }
+    // The link works meanwhile, but for writes to these.
+    let compared = figures.backfills.iter().filter(|copy| copy.reconciling().is_some());
+    let reconciling: Vec<&str> = compared.map(|copy| copy.mapping.as_str()).collect();
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Ok((status, Json(json!({ "ready": reasons.is_empty(), "reasons": reasons }))).into_response())
+    let body = json!({ "ready": reasons.is_empty(), "reasons": reasons, "reconciling": reconciling });
+    Ok((status, Json(body)).into_response())
 }
 
 async fn metrics(State(link): State<Arc<Handle>>) -> Result<Response, Failed> {

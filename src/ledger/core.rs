@@ -1,12 +1,14 @@
 //! What an event, a plan, an answer or a person's word becomes as entries. No threads, no runtime.
 //!
 //! * [`intake`]: what a captured event becomes.
+//! * [`compare`]: what a row is that is read to be compared with the log.
 //! * [`identity`]: which record a row is.
 //! * [`writes`]: what a side needs.
 //! * [`outcomes`]: what became of the writes.
 //! * [`truncate`]: what a TRUNCATE becomes.
 //! * [`people`]: what the configuration, the streams and people bring.
 
+mod compare;
 mod identity;
 mod intake;
 mod outcomes;

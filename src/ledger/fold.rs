@@ -9,14 +9,14 @@ use smallvec::SmallVec;
 use crate::causality::{self, Context, RecordState};
 use crate::change::codec::Writer;
 use crate::change::{
-    Body, ChangeOrigin, Decision, Entry, FieldId, Lsn, MappingDef, Notice, Offset, Position, RecordId, Ruling, Side,
-    Str, Subject, Value, WriteResult,
+    Body, Change, ChangeOrigin, Decision, Entry, FieldId, Lsn, MappingDef, Notice, Offset, Operation, Position,
+    RecordId, Ruling, Side, Str, Subject, Value, WriteResult,
 };
 use crate::error::{Error, Kind, Result};
 use crate::log::{Append, StateRead};
 
 use super::keys::{self, StateKey};
-use super::meta::{KEYS, Meta};
+use super::meta::{KEYS, Meta, Reconcile};
 
 /// Record states kept in memory between appends, per generation; two generations are kept.
 const CACHED_RECORDS: usize = 256;
@@ -222,9 +222,15 @@ impl Fold {
         let source = match body {
             Body::Change(change) => {
                 self.meta.next_record = RecordId(self.meta.next_record.0.max(change.record.0 + 1));
+                self.count_difference(change);
                 matches!(change.origin, ChangeOrigin::Captured | ChangeOrigin::Automation).then_some(&change.source)
             }
-            Body::Echo(echo) => Some(&echo.source),
+            Body::Echo(echo) => {
+                if echo.source.side == Side::Postgres {
+                    self.meta.applied = self.meta.applied.max(echo.ticket);
+                }
+                Some(&echo.source)
+            }
             Body::Ticket(ticket) => {
                 let cursor = &mut self.meta.cursors[ticket.side.index()];
                 *cursor = (*cursor).max(ticket.cursor);
@@ -241,6 +247,20 @@ impl Fold {
             let committed_at = &mut self.meta.committed_at[source.side.index()];
             *committed_at = (*committed_at).max(source.committed_at);
         }
+    }
+
+    /// Counts a record whose row turned out to differ while its mapping is compared.
+    fn count_difference(&mut self, change: &Change) {
+        let read = matches!(change.origin, ChangeOrigin::Backfill | ChangeOrigin::Repair | ChangeOrigin::Rewound);
+        let known = self.meta.backfills.iter_mut().filter(|_| read);
+        let mut known = known.filter(|b| b.side == change.source.side && b.mapping == change.mapping);
+        let reconcile = known.find_map(|b| b.reconcile.as_mut()).filter(|r| !r.finished);
+        let Some(reconcile) = reconcile.filter(|r| r.last != Some(change.record)) else { return };
+        reconcile.last = Some(change.record);
+        let count =
+            if change.operation == Operation::Delete { &mut reconcile.missing } else { &mut reconcile.differing };
+        *count += 1;
+        self.meta_changed[2] = true;
     }
 
     fn fold_notice(&mut self, notice: &Notice) {
@@ -261,6 +281,7 @@ impl Fold {
                 self.meta.positions[side.index()] = None;
                 if *side == Side::Postgres {
                     self.meta.indexed = Lsn::default();
+                    self.meta.applied = Offset::default();
                 }
                 self.meta_changed[1] = true;
             }
@@ -278,6 +299,21 @@ impl Fold {
                 }
                 (known.rows, known.after, known.finished) = (*rows, after.clone(), *finished);
                 known.unread = known.unread.filter(|_| !finished);
+                if let Some(reconcile) = known.reconcile.as_mut().filter(|_| *finished) {
+                    reconcile.finished = true;
+                }
+                self.meta_changed[2] = true;
+            }
+            Notice::Reconcile { side, mapping, cause, lost, rewound_to } => {
+                self.meta.backfill_mut(*side, *mapping).reconcile = Some(Reconcile {
+                    cause: cause.clone(),
+                    lost: *lost,
+                    rewound_to: *rewound_to,
+                    differing: 0,
+                    missing: 0,
+                    last: None,
+                    finished: false,
+                });
                 self.meta_changed[2] = true;
             }
             Notice::ClockOffset { salesforce_ahead_us } => self.meta.salesforce_ahead = *salesforce_ahead_us,

@@ -28,6 +28,40 @@ pub struct BackfillProgress {
     /// it is not even known which rows there are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unread: Option<FieldId>,
+    /// The last comparison of the rows with the log, which this is or was part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconcile: Option<Reconcile>,
+}
+
+/// Comparing a side's rows with the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconcile {
+    /// Why.
+    pub cause: Str,
+    /// The stream that was lost, where that is why.
+    pub lost: Option<StreamId>,
+    /// Where the side has gone back: of what its stream has told after this place, nobody knows whether the side has it.
+    pub rewound_to: Option<Lsn>,
+    /// Records whose row differed.
+    pub differing: u64,
+    /// Records whose row was not there any more.
+    pub missing: u64,
+    /// The record that was counted last: one that differs may leave more than one entry.
+    pub last: Option<RecordId>,
+    /// Whether it is complete.
+    pub finished: bool,
+}
+
+impl BackfillProgress {
+    /// The comparison that is under way.
+    pub fn reconciling(&self) -> Option<&Reconcile> {
+        self.reconcile.as_ref().filter(|reconcile| !reconcile.finished)
+    }
+
+    /// Whether some writes to the side wait for this to be complete.
+    pub fn holds_back(&self) -> bool {
+        self.unread.is_some() || self.reconciling().is_some()
+    }
 }
 
 /// A stream that was ever read.
@@ -60,6 +94,8 @@ pub struct Meta {
     pub next_record: RecordId,
     /// How far replay to each side has read, as far as the log tells.
     pub cursors: [Offset; 2],
+    /// The highest ticket that PostgreSQL's stream has told to be committed.
+    pub applied: Offset,
     /// How far Salesforce's clock is ahead.
     pub salesforce_ahead: Micros,
     /// When the last entry was taken.
@@ -80,12 +116,30 @@ impl Meta {
         self.backfill(side, mapping).and_then(|b| b.unread)
     }
 
+    /// The comparison of a mapping's rows at a side that is under way.
+    pub fn reconciling(&self, side: Side, mapping: MappingId) -> Option<&Reconcile> {
+        self.backfill(side, mapping).and_then(BackfillProgress::reconciling)
+    }
+
+    /// The stream of a side that was opened last.
+    pub fn stream(&self, side: Side) -> Option<&Stream> {
+        self.streams.iter().rev().find(|s| s.side == side)
+    }
+
     /// The copying progress of a side and mapping, for a change; made when there is none.
     pub(super) fn backfill_mut(&mut self, side: Side, mapping: MappingId) -> &mut BackfillProgress {
         let known = self.backfills.iter().position(|b| b.side == side && b.mapping == mapping);
         let n = known.unwrap_or_else(|| {
             let after = Str::default();
-            self.backfills.push(BackfillProgress { side, mapping, rows: 0, after, finished: false, unread: None });
+            self.backfills.push(BackfillProgress {
+                side,
+                mapping,
+                rows: 0,
+                after,
+                finished: false,
+                unread: None,
+                reconcile: None,
+            });
             self.backfills.len() - 1
         });
         // `n` is where it was found or has just been put.
@@ -125,6 +179,7 @@ impl Meta {
         w.uint(self.next_record.0);
         w.int(self.salesforce_ahead);
         w.int(self.recorded_at);
+        w.uint(self.applied.0);
         w.buffer
     }
 
@@ -166,6 +221,9 @@ impl Meta {
             meta.next_record = RecordId(r.uint()?);
             meta.salesforce_ahead = r.int()?;
             meta.recorded_at = r.int()?;
+            if r.remaining() > 0 {
+                meta.applied = Offset(r.uint()?);
+            }
         }
         Ok(meta)
     }

@@ -22,5 +22,5 @@ pub mod thread;
 pub mod verify;
 
 pub use self::core::{Answer, Core, DeadLetterAction};
-pub use meta::{BackfillProgress, Meta};
+pub use meta::{BackfillProgress, Meta, Reconcile};
 pub use thread::{Ledger, Status, start};

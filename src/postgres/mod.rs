@@ -10,6 +10,7 @@ pub mod connect;
 pub mod endpoint;
 pub mod install;
 pub mod introspect;
+pub mod lost;
 pub mod marks;
 pub mod pgoutput;
 pub mod preflight;

@@ -6,7 +6,7 @@
 //!
 //! A slot remembers only how far somebody has acknowledged. Started at an older place, the server begins at the later one
 //! without a word. So after each start the slot is read again and compared with what the change log holds
-//! ([`check_continuity`]); a difference is [`Kind::StreamLost`], never skipped in silence.
+//! ([`check_continuity`]); a difference is [`Kind::StreamLost`] and says how ([`Lost`]), and is never skipped in silence.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use tokio_postgres::Client;
 use super::capture::trigger_log;
 use super::connect::{classify, database_error};
 use super::endpoint::Endpoint;
+use super::lost::Lost;
 use super::wire::{self, ServerError};
 use crate::change::{Lsn, Position, Str, StreamId};
 use crate::error::{Error, Kind, Result};
@@ -300,6 +301,15 @@ async fn open_transactions(client: &Client) -> String {
     format!("it waits for transactions that are open{who}; end them and try again")
 }
 
+/// How far the server's log goes.
+pub async fn current_lsn(client: &Client) -> Result<Lsn> {
+    let doing = "reading how far the server's log goes";
+    let row = client.query_one("SELECT pg_catalog.pg_current_wal_insert_lsn()::text", &[]).await;
+    let row = row.map_err(|e| database_error(doing, e))?;
+    let text: &str = row.get(0);
+    text.parse().map_err(|_| Error::new(Kind::Protocol, format!("{doing}: the server answered `{text}`")))
+}
+
 /// Reads the slot, if it exists.
 pub async fn read_slot(client: &Client, slot: &str) -> Result<Option<Slot>> {
     // LSNs travel as text: the driver has no type for them that we want.
@@ -348,20 +358,12 @@ async fn check_kind(client: &Client, slot: &Slot) -> Result<()> {
 }
 
 fn invalidated(slot: &str) -> Error {
-    let message = format!(
-        "the replication slot `{slot}` was invalidated: the server removed log that Tidelock had not read yet \
-         (max_slot_wal_keep_size, or an idle timeout). Changes are missing from the stream: drop the slot \
-         and start the link with a new log (`log` in [link]), so that every row is read again"
-    );
-    Error::new(Kind::StreamLost, message)
+    Lost::Invalidated { slot: slot.to_owned() }.into()
 }
 
-fn missing(slot: &str) -> Error {
-    let message = format!(
-        "the replication slot `{slot}` does not exist. If it was dropped, changes may be missing from the stream: start \
-         the link with a new log (`log` in [link]), so that every row is read again"
-    );
-    Error::new(Kind::StreamLost, message)
+/// What it means that there is no such slot.
+pub(crate) fn missing(slot: &str) -> Error {
+    Lost::Gone { slot: slot.to_owned() }.into()
 }
 
 /// What an error of `START_REPLICATION` or of the stream itself means.
@@ -484,19 +486,17 @@ pub fn check_timeline(slot: &str, known: u32, current: u32, history: &str, durab
         let is_known = parts.next()?.parse() == Ok(known);
         parts.next()?.parse::<Lsn>().ok().filter(|_| is_known)
     });
-    let why = match left_at {
+    let (why, to) = match left_at {
         Some(left_at) if *commit_lsn < left_at => return Ok(()),
-        Some(left_at) => format!(
-            "it left timeline {known} at {left_at}, but the change log has that timeline up to {commit_lsn}: a standby that was \
-             behind was promoted, or the server was restored to an earlier moment, and the changes since then are gone there"
+        Some(left_at) => (
+            format!("left timeline {known} at {left_at}, and the change log has read that up to {commit_lsn}"),
+            // Commit records before that place are there.
+            Lsn(left_at.0.saturating_sub(1)),
         ),
-        None => format!("it does not come from timeline {known}, which the change log has read"),
+        None => (format!("does not come from timeline {known}, which the change log has read"), Lsn::default()),
     };
-    let message = format!(
-        "the server of the replication slot `{slot}` is now on timeline {current}, and {why}. Drop the slot and start the link \
-         with a new log (`log` in [link]), so that every row is read again"
-    );
-    Err(Error::new(Kind::StreamLost, message))
+    let why = format!("the server of the replication slot `{slot}` is now on timeline {current}, which {why}");
+    Err(Lost::WentBack { why, to, replayed: None }.into())
 }
 
 /// The history of a timeline, as the server keeps it: for each one before it, where it was left.
@@ -508,13 +508,12 @@ pub async fn timeline_history(endpoint: &Endpoint, timeline: u32) -> Result<Stri
     let rows = match tokio::time::timeout(endpoint.connect_timeout, asking).await {
         Ok(answered) => answered.map_err(|error| match error {
             wire::ReplicationError::Refused(refused) if refused.code == NO_FILE => {
-                let message = format!(
-                    "{doing}: {endpoint} does not have it any more ({}), so that nothing tells whether the server has all that \
-                     the change log has. Restore the file to the server's pg_wal, or drop the slot and start the link with a \
-                     new log (`log` in [link]), so that every row is read again",
+                let why = format!(
+                    "nothing tells that timeline {timeline} has all that the change log has, since the server does not have \
+                     its history any more ({})",
                     refused.message
                 );
-                Error::new(Kind::StreamLost, message).caused_by(refused)
+                Lost::WentBack { why, to: Lsn::default(), replayed: None }.into()
             }
             wire::ReplicationError::Refused(refused) => {
                 let message = format!("{doing}: {endpoint} refused: {refused}");
@@ -550,28 +549,29 @@ pub fn check_continuity(slot: &Slot, durable: Option<Lsn>) -> Result<()> {
     let Some(durable) = durable else { return Ok(()) };
     let name = &slot.name;
     if let Some(confirmed) = slot.confirmed_flush_lsn.filter(|confirmed| *confirmed > durable) {
-        let message = format!(
-            "the replication slot `{name}` stands at {confirmed}, but the change log has its stream only up to {durable}: \
-             the changes in between will never come. Something else read or advanced the slot, it was dropped and made \
-             again, or the change log is an older copy. Drop the slot and start \
-             the link with a new log (`log` in [link]), so that every row is read again"
-        );
-        return Err(Error::new(Kind::StreamLost, message));
+        return Err(Lost::Moved { slot: name.clone(), confirmed, durable }.into());
     }
     if durable > slot.current_lsn {
-        let message = format!(
-            "the change log has the stream of the slot `{name}` up to {durable}, but the server's own log ends at {}: \
-             the server was restored from a backup, or a standby that was behind was promoted. Drop the slot and start \
-             the link with a new log (`log` in [link]), so that every row is read again",
-            slot.current_lsn
-        );
-        return Err(Error::new(Kind::StreamLost, message));
+        let end = slot.current_lsn;
+        let why = format!("its log ends at {end}, and the change log has read it up to {durable}");
+        let to = slot.confirmed_flush_lsn.unwrap_or_default().min(end);
+        return Err(Lost::WentBack { why, to, replayed: None }.into());
     }
     Ok(())
 }
 
 /// Removes the slot and the publication, as far as they exist. A slot that is still in use is waited for a little while.
 pub async fn drop_stream(client: &Client, slot: &str, publication: &str) -> Result<()> {
+    drop_slot(client, slot).await?;
+    let drop = format!("DROP PUBLICATION IF EXISTS {}", escape_identifier(publication));
+    client
+        .batch_execute(&drop)
+        .await
+        .map_err(|e| database_error(&format!("dropping the publication `{publication}`"), e))
+}
+
+/// Removes the slot, if it exists. One that is still in use is waited for a little while.
+pub async fn drop_slot(client: &Client, slot: &str) -> Result<()> {
     let sql = "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots \
                WHERE slot_name = $1";
     let mut tries = DROP_TRIES;
@@ -583,11 +583,7 @@ pub async fn drop_stream(client: &Client, slot: &str, publication: &str) -> Resu
         }
         tokio::time::sleep(DROP_AGAIN_AFTER).await;
     }
-    let drop = format!("DROP PUBLICATION IF EXISTS {}", escape_identifier(publication));
-    client
-        .batch_execute(&drop)
-        .await
-        .map_err(|e| database_error(&format!("dropping the publication `{publication}`"), e))
+    Ok(())
 }
 
 #[cfg(test)]

@@ -401,7 +401,7 @@ impl<T: Target + 'static> Runner<T> {
             records.iter().filter_map(|record| Some((*record, self.waiting_at.remove(record)?))).collect();
         let side = self.side;
         let mut rest = self.cursor();
-        if self.ledger.status().borrow().backfills.iter().any(|b| b.side == side && b.unread.is_some()) {
+        if self.ledger.status().borrow().backfills.iter().any(|b| b.side == side && b.holds_back()) {
             // Any of these may turn out to be held back, and must be looked at again after a restart.
             rest = called_by.values().map(|w| w.offset).min().unwrap_or(rest).min(rest);
         }

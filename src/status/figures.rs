@@ -5,9 +5,9 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::change::{MappingId, RecordId, Side};
+use crate::change::{Catalog, MappingId, RecordId, Side};
 use crate::error::Result;
-use crate::ledger::{Meta, keys};
+use crate::ledger::{BackfillProgress, Meta, keys};
 use crate::log::ChangeLog;
 
 /// Everything about a link in numbers.
@@ -112,6 +112,50 @@ pub struct Copying {
     pub total: Option<u64>,
     /// Whether it is complete.
     pub finished: bool,
+    /// The last comparison of the rows with the log, which this is or was part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconcile: Option<Reconciling>,
+}
+
+/// Comparing a side's rows with the log.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconciling {
+    /// Why.
+    pub cause: String,
+    /// Rows that were read, and records whose row was looked for and is missing.
+    pub compared: u64,
+    /// Of these, those that are as the log believes.
+    pub equal: u64,
+    /// Those that are not, each with its entries in the log.
+    pub repaired: u64,
+    /// Whether it is complete.
+    pub finished: bool,
+}
+
+impl Copying {
+    /// How far copying a mapping has come.
+    pub(super) fn of(progress: &BackfillProgress, catalog: &Catalog, total: Option<u64>) -> Self {
+        let reconcile = progress.reconcile.as_ref().map(|reconcile| Reconciling {
+            cause: reconcile.cause.to_string(),
+            compared: progress.rows + reconcile.missing,
+            equal: progress.rows.saturating_sub(reconcile.differing),
+            repaired: reconcile.differing + reconcile.missing,
+            finished: reconcile.finished,
+        });
+        Self {
+            side: progress.side.to_string(),
+            mapping: catalog.mapping(progress.mapping).map_or_else(String::new, |m| m.name.clone()),
+            rows: progress.rows,
+            total,
+            finished: progress.finished,
+            reconcile,
+        }
+    }
+
+    /// The comparison of the rows with the log, while it is under way.
+    pub fn reconciling(&self) -> Option<&Reconciling> {
+        self.reconcile.as_ref().filter(|reconcile| !reconcile.finished)
+    }
 }
 
 /// The rows that copies under way have before them, where that is known.
@@ -168,17 +212,7 @@ impl Figures {
             dead_letters: count(log, keys::DEAD_LETTER)?,
             to_salesforce: direction(Side::Postgres),
             to_postgres: direction(Side::Salesforce),
-            backfills: meta
-                .backfills
-                .iter()
-                .map(|b| Copying {
-                    side: b.side.to_string(),
-                    mapping: meta.catalog.mapping(b.mapping).map_or_else(String::new, |m| m.name.clone()),
-                    rows: b.rows,
-                    total: None,
-                    finished: b.finished,
-                })
-                .collect(),
+            backfills: meta.backfills.iter().map(|b| Copying::of(b, &meta.catalog, None)).collect(),
             ..Self::default()
         })
     }

@@ -112,14 +112,9 @@ impl Handle {
     pub fn copies(&self) -> Vec<Copying> {
         let status = self.parts.ledger.status();
         let status = status.borrow();
-        let copies = status.backfills.iter().map(|b| Copying {
-            side: b.side.to_string(),
-            mapping: self.parts.catalog.mapping(b.mapping).map_or_else(String::new, |m| m.name.clone()),
-            rows: b.rows,
-            total: self.parts.totals.get(b.side, b.mapping),
-            finished: b.finished,
-        });
-        copies.collect()
+        let total = |side, mapping| self.parts.totals.get(side, mapping);
+        let copying = |b| Copying::of(b, &self.parts.catalog, total(b.side, b.mapping));
+        status.backfills.iter().map(copying).collect()
     }
 
     fn direction(&self, from: Side, status: &crate::ledger::Status) -> Direction {
@@ -143,6 +138,8 @@ impl Handle {
             "failing"
         } else if !connected {
             "capture not connected"
+        } else if status.backfills.iter().any(|b| b.side == to && b.reconciling().is_some()) {
+            "waits until its rows are compared"
         } else if lag_entries == 0 && replay.in_flight() == 0 {
             "in step"
         } else {

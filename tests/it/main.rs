@@ -10,6 +10,7 @@ mod crash;
 mod demo;
 mod failover;
 mod link;
+mod lost;
 mod pg_preflight;
 mod pg_target;
 mod program;

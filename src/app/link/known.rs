@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::audit::Lens;
-use crate::change::{Catalog, Key, MappingId, RecordId, Side, Str};
+use crate::change::{Body, Catalog, Key, Lsn, MappingId, Offset, Position, RecordId, Side, Str};
 use crate::error::Result;
+use crate::ledger::core::read_entry;
 use crate::ledger::keys;
 use crate::log::reader::LogReader;
 use crate::postgres::backfill::{KnownKeys, KnownRows};
@@ -14,6 +15,8 @@ use crate::salesforce::backfill::Known;
 pub(super) const COPY_ROWS: usize = 1_000;
 /// Records of which only part is known that are looked up at once.
 const PARTIAL_PAGE: usize = 1_000;
+/// Entries of a record behind a ticket among which its echo is looked for: it closes the ticket before the next one.
+const LOOKED_AT: usize = 1_000;
 
 /// The Salesforce ids of the records that the log takes for alive there.
 pub(super) fn known(reader: LogReader) -> Known {
@@ -74,6 +77,27 @@ pub(super) fn known_rows(reader: LogReader, mapping: MappingId) -> KnownRows {
                 .await
         })
     })
+}
+
+/// The place where PostgreSQL's stream has told that a write of ours took effect.
+pub(super) async fn told_at(reader: &LogReader, ticket: Offset) -> Result<Option<Lsn>> {
+    reader
+        .call(move |log| {
+            if !(log.head()..log.tail()).contains(&ticket) {
+                return Ok(None);
+            }
+            let Body::Ticket(written) = read_entry(log, ticket)?.body else { return Ok(None) };
+            for offset in log.record_offsets(written.record, ticket, LOOKED_AT)? {
+                if let Body::Echo(echo) = read_entry(log, offset)?.body
+                    && let Position::Postgres { commit_lsn, .. } = echo.source.position
+                    && echo.ticket == ticket
+                {
+                    return Ok(Some(commit_lsn));
+                }
+            }
+            Ok(None)
+        })
+        .await
 }
 
 /// Some of the records of which only part is known, after a place in the log's index, and the place to go on from. Those of

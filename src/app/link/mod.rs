@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::backoff::Backoff;
 use crate::change::{Catalog, MappingDef, Side};
 use crate::clock::{self, SharedClock};
 use crate::config::Config;
@@ -27,6 +28,7 @@ use crate::log::reader::ReaderPool;
 use crate::log::rocks::{RocksLog, RocksOptions};
 use crate::postgres::capture::CaptureHandle;
 use crate::postgres::endpoint::Endpoint;
+use crate::postgres::lost::Lost;
 use crate::postgres::publication::Published;
 use crate::replay::Settings;
 use crate::status::{Handle, Identity, Parts, Totals};
@@ -39,6 +41,8 @@ use stream::{known_stream, org_of};
 
 /// How long a shutdown waits for each stage.
 const DRAIN: Duration = Duration::from_secs(20);
+/// The waits before the link starts again after PostgreSQL's stream was lost: whatever loses it may go on doing so.
+const LOST_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 
 /// A link that is open: its log is owned, its rules are in force, and nothing runs yet.
 pub struct Link {
@@ -54,6 +58,8 @@ pub struct Link {
     http: Option<TcpListener>,
     /// Why the configuration is not known to be in force, while that is so.
     unconfigured: watch::Sender<Option<String>>,
+    /// How PostgreSQL's stream was lost in the run before this one, if that is what ended it.
+    lost: Option<Lost>,
 }
 
 /// Why a run ended.
@@ -63,6 +69,8 @@ enum Ended {
     /// The configuration asks for other mappings or rules than those in force, which can be had now, or tables have to be read
     /// again.
     Outdated(Box<Config>),
+    /// PostgreSQL's stream was lost, which the next start makes up for.
+    Lost(Box<Config>, Lost),
 }
 
 impl Link {
@@ -100,6 +108,7 @@ impl Link {
                 log_id,
                 org,
                 http,
+                lost: None,
             })),
             Some(Err(error)) => close(ledger, thread, pool).await.and(Err(error)),
             None => close(ledger, thread, pool).await.map(|()| None),
@@ -115,21 +124,37 @@ impl Link {
     /// log is closed last.
     ///
     /// A configuration that could not be put in force at the start, because a side could not be asked, is put in force when it
-    /// can, by starting the link again. `started` is given the running link each time.
+    /// can, by starting the link again; likewise, PostgreSQL's stream that was lost is made up for. `started` is given the
+    /// running link each time.
     pub async fn run(self, cancel: CancellationToken, mut started: impl FnMut(Arc<Handle>)) -> Result<()> {
         let mut link = self;
-        while let Ended::Outdated(config) = link.run_once(cancel.clone(), &mut started).await? {
+        let mut losses = Backoff::new(LOST_AGAIN.0, LOST_AGAIN.1);
+        loop {
+            let (config, lost) = match link.run_once(cancel.clone(), &mut started).await? {
+                Ended::Asked => return Ok(()),
+                Ended::Outdated(config) => (config, None),
+                Ended::Lost(config, lost) => {
+                    tracing::error!("{lost}; the link starts again");
+                    let wait = tokio::time::sleep(losses.next_wait());
+                    if cancel.run_until_cancelled(wait).await.is_none() {
+                        return Ok(());
+                    }
+                    (config, Some(lost))
+                }
+            };
             match Self::open_unless(*config, &cancel).await? {
-                Some(opened) => link = opened,
-                None => break,
+                Some(opened) => link = Self { lost, ..opened },
+                None => return Ok(()),
             }
         }
-        Ok(())
     }
 
     /// Runs until cancelled, once; `started` is given the running link.
     pub async fn run_with(self, cancel: CancellationToken, started: impl FnOnce(Arc<Handle>)) -> Result<()> {
-        self.run_once(cancel, started).await.map(drop)
+        match self.run_once(cancel, started).await? {
+            Ended::Lost(_, lost) => Err(lost.into()),
+            Ended::Asked | Ended::Outdated(_) => Ok(()),
+        }
     }
 
     async fn run_once(mut self, cancel: CancellationToken, started: impl FnOnce(Arc<Handle>)) -> Result<Ended> {
@@ -214,7 +239,12 @@ impl Link {
         }
         let config = Box::new(self.config.clone());
         self.close().await?;
-        first?;
+        if let Err(error) = first {
+            return match Lost::of(&error) {
+                Some(lost) if !cancel.is_cancelled() => Ok(Ended::Lost(config, lost.clone())),
+                _ => Err(error),
+            };
+        }
         let again = outdated.is_cancelled() || republished.is_cancelled();
         Ok(if again && !cancel.is_cancelled() { Ended::Outdated(config) } else { Ended::Asked })
     }

@@ -9,12 +9,13 @@ use tokio_util::sync::CancellationToken;
 use crate::app::supervise::supervise;
 use crate::app::timeline;
 use crate::change::{FieldId, MappingId, Side, Str};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::ledger::core::OpenedStream;
 use crate::ledger::{self, Ledger};
 use crate::postgres::backfill::{Backfill, BackfillProgress};
 use crate::postgres::capture::{Capture, CaptureConfig, CaptureHandle};
 use crate::postgres::connect::Session;
+use crate::postgres::lost::{self, Known, Lost};
 use crate::postgres::publication::Published;
 use crate::postgres::slot;
 use crate::postgres::target::{PostgresTarget, TargetOptions};
@@ -22,80 +23,137 @@ use crate::replay::Runner;
 use crate::task::Tasks;
 
 use super::Link;
-use super::known::{COPY_ROWS, known_rows};
+use super::known::{COPY_ROWS, known_rows, told_at};
 use super::republished::Republished;
-use super::stream::{done_so_far, known_stream};
+use super::stream::{done_so_far, doubt, is_doubted, replace_lost};
 
 /// The folder of the log's directory where large transactions are kept until they commit.
 const SPOOL: &str = "spool";
 /// Tables of PostgreSQL that are copied at a time, with a session each.
 const COPIES_MAX: usize = 4;
 
+/// PostgreSQL at a start.
+struct Looked {
+    identity: Str,
+    lost: Option<Lost>,
+    /// None if the stream is lost.
+    republished: Option<Republished>,
+}
+
 impl Link {
     /// Opens PostgreSQL's stream; and where the database could be asked, with how the tables are published.
     pub(super) async fn open_postgres(&self) -> Result<(OpenedStream, Option<Published>)> {
-        let prepared = if self.by_triggers() {
-            self.prepare_triggers().await.map(|identity| (identity, None))
-        } else {
-            self.prepare_postgres().await.map(|(identity, republished)| (identity, Some(republished)))
-        };
-        match prepared {
-            Ok((identity, None)) => Ok((self.open_stream(Side::Postgres, identity).await?, None)),
-            Ok((identity, Some(republished))) => {
-                let slot = &self.config.postgres.slot;
-                let opened = match timeline::take_up(&self.ledger, &self.endpoint, slot, &identity).await? {
+        if self.by_triggers() {
+            return Ok((self.open_trigger_log().await?, None));
+        }
+        let known = timeline::known(&self.ledger, self.names()).await?;
+        match self.look_at_postgres(known.as_ref()).await {
+            Ok(Looked { identity, lost: Some(lost), .. }) => self.heal(identity, &lost).await,
+            Ok(Looked { identity, republished, .. }) => {
+                let opened = match timeline::take_up(&self.ledger, known.as_ref(), &identity).await? {
                     Some(opened) => opened,
                     None => self.open_stream(Side::Postgres, identity).await?,
                 };
-                let publication = &self.config.postgres.publication;
-                Ok((opened, Some(republished.settle(&self.ledger, &self.endpoint, publication).await?)))
+                Ok((opened, self.settle(republished).await?))
             }
             // The database cannot be reached: the stream that the log knows is taken up when it can.
-            Err(error) if error.kind() == Kind::Unavailable => {
-                match known_stream(&self.ledger, Side::Postgres).await? {
-                    Some(identity) if self.is_captured_from(&identity) => {
-                        Ok((self.open_stream(Side::Postgres, identity).await?, None))
-                    }
-                    Some(_) => Err(Self::needs_database(error)),
-                    None => Err(error),
+            Err(error) if error.kind() == Kind::Unavailable => match known {
+                Some(known) if self.is_captured_from(&known.identity) => {
+                    Ok((self.open_stream(Side::Postgres, known.identity.into()).await?, None))
                 }
-            }
+                Some(_) => Err(Self::needs_database(error)),
+                None => Err(error),
+            },
             Err(error) => Err(error),
         }
     }
 
-    /// Makes sure that publication and slot are there, in this order, and tells what makes the stream this one. A slot that the
-    /// log has read from before is never made again here: what came in between would be lost in silence.
-    async fn prepare_postgres(&self) -> Result<(Str, Republished)> {
-        let settings = &self.config.postgres;
-        let tables: Vec<(String, String)> =
-            self.catalog.mappings.iter().map(|m| (m.schema.clone(), m.table.clone())).collect();
+    /// The link and the log, as PostgreSQL's cursor table names them.
+    fn names(&self) -> (String, String) {
+        (self.config.link.name.clone(), self.log_id.clone())
+    }
+
+    /// Tells what makes the stream the one that it is, and whether it was lost. Where it was not, makes sure that publication and
+    /// slot are there, in this order. A slot that the log has read from before is never just made again: what came in between
+    /// would be lost in silence.
+    async fn look_at_postgres(&self, known: Option<&Known>) -> Result<Looked> {
+        let name = &self.config.postgres.slot;
         let session = Session::open(&self.endpoint).await?;
         slot::check_server(&session).await?;
-        let identity = slot::stream_identity(&session, &settings.slot).await?;
-        let known = known_stream(&self.ledger, Side::Postgres).await?;
-        if let Some(known) = &known {
-            slot::check_database(known, &identity)?;
+        let identity = slot::stream_identity(&session, name).await?;
+        if let Some(known) = known {
+            slot::check_database(&known.identity, &identity)?;
         }
-        self.leave_triggers(&session, known.as_deref()).await?;
-        let read_before = known.is_some_and(|known| slot::same_stream(&known, &identity));
-        if read_before && slot::read_slot(&session, &settings.slot).await?.is_none() {
-            let text = format!(
-                "the replication slot `{}` is gone, and with it the changes since the log last read it; \
-                 start the link with a new log (`log` in [link]), so that every row is read again",
-                settings.slot
-            );
-            return Err(Error::new(Kind::StreamLost, text));
+        self.leave_triggers(&session, known.map(|known| known.identity.as_str())).await?;
+        let mut lost = None;
+        if let Some(known) = known.filter(|known| slot::same_stream(&known.identity, &identity)) {
+            lost = lost::look(&session, &self.endpoint, name, &identity, known).await?.or_else(|| self.lost.clone());
+            if lost.is_none() && self.ledger.run(|core| Ok(is_doubted(core, Side::Postgres))).await? {
+                lost = Some(Lost::Gone { slot: name.clone() });
+            }
         }
-        let republished = Republished::look(&session, &settings.publication, &tables).await?;
-        slot::ensure_publication(&session, &settings.publication, &tables).await?;
-        let republished = republished.now(&session, &settings.publication, &tables).await?;
-        slot::ensure_slot(&session, &settings.slot).await?;
-        if settings.failover_slot {
-            slot::ensure_failover(&session, &self.endpoint, &settings.slot).await?;
+        let mut republished = None;
+        if lost.is_none() {
+            republished = Some(self.publish(&session).await?);
+            self.make_slot(&session).await?;
         }
         session.close().await?;
-        Ok((identity, republished))
+        Ok(Looked { identity, lost, republished })
+    }
+
+    /// Makes sure that every mapped table is published; tells what of that somebody has changed.
+    async fn publish(&self, session: &Session) -> Result<Republished> {
+        let publication = &self.config.postgres.publication;
+        let tables: Vec<(String, String)> =
+            self.catalog.mappings.iter().map(|m| (m.schema.clone(), m.table.clone())).collect();
+        let republished = Republished::look(session, publication, &tables).await?;
+        slot::ensure_publication(session, publication, &tables).await?;
+        republished.now(session, publication, &tables).await
+    }
+
+    async fn settle(&self, republished: Option<Republished>) -> Result<Option<Published>> {
+        let Some(republished) = republished else { return Ok(None) };
+        republished.settle(&self.ledger, &self.endpoint, &self.config.postgres.publication).await.map(Some)
+    }
+
+    async fn make_slot(&self, session: &Session) -> Result<()> {
+        let settings = &self.config.postgres;
+        slot::ensure_slot(session, &settings.slot).await?;
+        if settings.failover_slot {
+            slot::ensure_failover(session, &self.endpoint, &settings.slot).await?;
+        }
+        Ok(())
+    }
+
+    /// Goes on after the stream was lost. That every row is in doubt is durable first, then there is a slot again, then a new
+    /// stream in the log: wherever this is cut short, the next start takes it up.
+    async fn heal(&self, identity: Str, lost: &Lost) -> Result<(OpenedStream, Option<Published>)> {
+        tracing::error!("{lost}; every row of the mapped tables is compared with the change log");
+        let rewound_to = match lost {
+            Lost::WentBack { replayed: Some(ticket), to, .. } => {
+                Some(told_at(&self.pool.reader(), *ticket).await?.unwrap_or(*to))
+            }
+            Lost::WentBack { to, .. } => Some(*to),
+            _ => None,
+        };
+        let cause = lost.to_string();
+        self.ledger
+            .run(move |core| {
+                if is_doubted(core, Side::Postgres) {
+                    return Ok(());
+                }
+                doubt(core, Side::Postgres, &cause, rewound_to)
+            })
+            .await?;
+        let session = Session::open(&self.endpoint).await?;
+        let republished = self.publish(&session).await?;
+        if lost.needs_new_slot() {
+            slot::drop_slot(&session, &self.config.postgres.slot).await?;
+        }
+        self.make_slot(&session).await?;
+        session.close().await?;
+        let opened = self.ledger.run(move |core| replace_lost(core, Side::Postgres, &identity)).await?;
+        Ok((opened, self.settle(Some(republished)).await?))
     }
 
     pub(super) fn spawn_postgres(
@@ -154,14 +212,15 @@ impl Link {
             clock: Arc::clone(&self.clock),
         };
         let (ledger, handle, cancel) = (self.ledger.clone(), handle.clone(), cancel.clone());
+        let names = self.names();
         let capturing = supervise("capture from postgres", cancel.clone(), move || {
-            let (config, handle) = (config.clone(), handle.clone());
+            let (config, handle, names) = (config.clone(), handle.clone(), names.clone());
             let (ledger, cancel) = (ledger.clone(), cancel.clone());
             async move {
                 // Another server may answer than the one before: a standby that was promoted.
                 let (opened, timeline) = tokio::select! {
                     () = cancel.cancelled() => return Ok(()),
-                    taken = timeline::take_up_again(&ledger, &config.endpoint, &config.slot) => taken?,
+                    taken = timeline::take_up_again(&ledger, &config.endpoint, &config.slot, names) => taken?,
                 };
                 let OpenedStream { stream, position: durable, .. } = opened;
                 let config = CaptureConfig { stream, timeline, durable, unread: not_begun(&ledger), ..config };

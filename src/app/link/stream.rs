@@ -1,6 +1,6 @@
 //! A side's stream, as the log knows it: taking it up, and what is to be read again where another takes its place.
 
-use crate::change::{MappingDef, MappingId, Notice, Side, Str};
+use crate::change::{Lsn, MappingDef, MappingId, Notice, Side, Str};
 use crate::error::Result;
 use crate::ledger::Ledger;
 use crate::ledger::core::{Core, OpenedStream};
@@ -48,6 +48,38 @@ pub(super) fn take_up(core: &mut Core, side: Side, identity: &str) -> Result<Ope
             core.abandon_open(side, "the stream that would have told of it was replaced")?;
         }
     }
+    Ok(opened)
+}
+
+/// Notes that a side's stream was lost: what its rows hold is in doubt from here on, until they have been compared.
+///
+/// Where an earlier comparison is not done, what it was to find out is still to be found out.
+pub(super) fn doubt(core: &mut Core, side: Side, cause: &str, rewound_to: Option<Lsn>) -> Result<()> {
+    let lost = core.meta().stream(side).map(|stream| stream.id);
+    let reason = Str::new(cause);
+    core.notice(Notice::Gap { side, reason: reason.clone(), scope: "every mapping".into() })?;
+    let mappings: Vec<MappingId> = core.meta().catalog.mappings.iter().map(|m| m.id).collect();
+    for mapping in mappings {
+        let earlier = core.meta().reconciling(side, mapping).and_then(|reconcile| reconcile.rewound_to);
+        let rewound_to = earlier.into_iter().chain(rewound_to).min();
+        read_again(core, side, mapping, Deletes::Lost)?;
+        core.notice(Notice::Reconcile { side, mapping, cause: reason.clone(), lost, rewound_to })?;
+    }
+    Ok(())
+}
+
+/// Whether a side's stream has been noted to be lost, and nothing has taken its place yet.
+pub(super) fn is_doubted(core: &Core, side: Side) -> bool {
+    let meta = core.meta();
+    let stream = meta.stream(side).map(|stream| stream.id);
+    let lost = meta.backfills.iter().filter(|b| b.side == side).filter_map(|b| b.reconciling()?.lost);
+    stream.is_some_and(|stream| lost.into_iter().any(|lost| lost == stream))
+}
+
+/// Opens a new stream in the place of the lost one. Nobody will tell what became of a transaction that was not heard of yet.
+pub(super) fn replace_lost(core: &mut Core, side: Side, identity: &str) -> Result<OpenedStream> {
+    let opened = core.replace_stream(side, identity)?;
+    core.abandon_open(side, "the stream that would have told of it was lost")?;
     Ok(opened)
 }
 

@@ -24,6 +24,31 @@ fn backfill(side: Side, after: &str, finished: bool) -> Notice {
     Notice::Backfill { side, mapping: MappingId(0), rows: 0, after: after.into(), finished }
 }
 
+/// That the rows are in doubt is durable before the slot is made anew, and stays so until another stream has taken the place.
+#[test]
+fn a_lost_stream_that_was_not_replaced_yet_is_known_as_such() {
+    let log = MemoryLog::new();
+    let mut core = Core::open(Arc::new(log.reopen()), clock::system()).unwrap();
+    core.configure(&catalog(&["Phone"])).unwrap();
+    take_up(&mut core, Side::Postgres, "p").unwrap();
+    core.notice(backfill(Side::Postgres, "", true)).unwrap();
+    assert!(!is_doubted(&core, Side::Postgres));
+    doubt(&mut core, Side::Postgres, "it went back", Some(Lsn(7))).unwrap();
+    core.commit().unwrap();
+    let mut core = Core::open(Arc::new(log.reopen()), clock::system()).unwrap();
+    assert!(is_doubted(&core, Side::Postgres) && !is_doubted(&core, Side::Salesforce));
+    let opened = replace_lost(&mut core, Side::Postgres, "p").unwrap();
+    assert_eq!((opened.stream.0, opened.position), (1, None));
+    assert!(!is_doubted(&core, Side::Postgres));
+    // Lost once more before the rows were compared: what the first loss left in doubt still is.
+    doubt(&mut core, Side::Postgres, "it is gone", None).unwrap();
+    core.commit().unwrap();
+    let progress = core.meta().backfill(Side::Postgres, MappingId(0)).unwrap();
+    let reconcile = progress.reconciling().unwrap();
+    assert_eq!((reconcile.rewound_to, reconcile.cause.as_str()), (Some(Lsn(7)), "it is gone"));
+    assert!(BackfillProgress::is_sweep(&progress.after) && is_doubted(&core, Side::Postgres));
+}
+
 /// That a stream is another one and what follows from it are one append: a crash cannot come in between.
 #[test]
 fn a_stream_that_is_replaced_is_read_again_as_a_whole() {

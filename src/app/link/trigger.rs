@@ -23,6 +23,7 @@ use crate::task::Tasks;
 
 use super::Link;
 use super::postgres::not_begun;
+use super::stream::known_stream;
 
 impl Link {
     pub(super) fn by_triggers(&self) -> bool {
@@ -37,6 +38,24 @@ impl Link {
     /// Whether a stream is one of the capture that is configured.
     pub(super) fn is_captured_from(&self, identity: &str) -> bool {
         id_of(identity).is_some() == self.by_triggers()
+    }
+
+    /// Opens the stream of the log of the triggers.
+    pub(super) async fn open_trigger_log(&self) -> Result<OpenedStream> {
+        match self.prepare_triggers().await {
+            Ok(identity) => self.open_stream(Side::Postgres, identity).await,
+            // The database cannot be reached: the stream that the log knows is taken up when it can.
+            Err(error) if error.kind() == Kind::Unavailable => {
+                match known_stream(&self.ledger, Side::Postgres).await? {
+                    Some(identity) if self.is_captured_from(&identity) => {
+                        self.open_stream(Side::Postgres, identity).await
+                    }
+                    Some(_) => Err(Self::needs_database(error)),
+                    None => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes sure that triggers log the changes of every mapped table, and tells what makes the stream this one.

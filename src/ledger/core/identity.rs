@@ -26,11 +26,9 @@ impl Core {
         for key in row.old_key.iter().chain(&row.key) {
             if let Some(record) = self.fold.lookup(&*self.log, &keys::by_key(mapping.id, key))? {
                 // A key that is used again after a delete names another row.
-                let reused = row.operation == RowOperation::Insert
-                    && self
-                        .fold
-                        .record(&*self.log, record)?
-                        .is_some_and(|s| !s.exists_at(Side::Postgres) && s.in_flight(side).is_none());
+                let reused = (row.operation == RowOperation::Insert
+                    || (row.operation == RowOperation::Reread && side == Side::Postgres))
+                    && self.is_free_for_another(side, record, row)?;
                 if !reused {
                     return Ok(Some(record));
                 }
@@ -67,6 +65,18 @@ impl Core {
             }
         }
         Ok(buried)
+    }
+
+    /// Whether a row under the key of a record that is not there may be another one. While the record is being made anew, it is
+    /// so only if the row names another.
+    fn is_free_for_another(&mut self, side: Side, record: RecordId, row: &Row) -> Result<bool> {
+        let named = match &row.salesforce_id {
+            Some(id) => self.fold.lookup(&*self.log, &keys::by_salesforce_id(row.mapping, id))?,
+            None => None,
+        };
+        let names_another = named.is_some_and(|named| named != record);
+        let state = self.fold.record(&*self.log, record)?;
+        Ok(state.is_some_and(|s| !s.exists_at(Side::Postgres) && (names_another || s.in_flight(side).is_none())))
     }
 
     /// Whether an image is of a Salesforce record that was deleted since, and made anew under another id.

@@ -99,7 +99,8 @@ impl Core {
     fn row(&mut self, side: Side, event: &Event, row: &Row) -> Result<()> {
         let image = row.operation.is_image();
         // Rows copied from PostgreSQL have a place in its stream too, and behind it they are out of date.
-        let placed = !image || (side == Side::Postgres && row.operation == RowOperation::Backfill);
+        let chunk = matches!(row.operation, RowOperation::Backfill | RowOperation::Missing);
+        let placed = !image || (side == Side::Postgres && chunk);
         let position = self.meta().positions[side.index()].as_ref();
         if placed && position.is_some_and(|p| delivered(p, &event.position)) {
             self.counts.duplicates[side.index()] += 1;
@@ -123,6 +124,11 @@ impl Core {
         let operation = self.confirmed(side, row)?;
         if image && self.outdated(side, event, row)? {
             return Ok(());
+        }
+        let compared = self.compared(side, event, row)?;
+        let (event, row) = compared.as_ref().map_or((event, row), |(event, row)| (event, row));
+        if side == Side::Postgres {
+            self.rewind(side, event, row, mapping)?;
         }
         self.recognise(side, row, mapping)?;
         let (record, known) = match self.identify(side, row, event.committed_at, mapping)? {

@@ -53,13 +53,13 @@ impl Core {
 
     /// The identity of the stream of a side that was opened last.
     pub fn known_stream(&self, side: Side) -> Option<Str> {
-        self.meta().streams.iter().rev().find(|s| s.side == side).map(|s| s.identity.clone())
+        self.meta().stream(side).map(|s| s.identity.clone())
     }
 
     /// Opens a side's stream by its identity: its number, the place of its last event in the log, and the side's earlier
     /// stream if this one is new.
     pub fn open_stream(&mut self, side: Side, identity: &str) -> Result<OpenedStream> {
-        let known = self.meta().streams.iter().rev().find(|s| s.side == side).cloned();
+        let known = self.meta().stream(side).cloned();
         if let Some(stream) = known.as_ref().filter(|s| s.identity == identity) {
             let position = self.meta().positions[side.index()].clone();
             return Ok(OpenedStream { stream: stream.id, identity: stream.identity.clone(), position, replaces: None });
@@ -68,6 +68,15 @@ impl Core {
         let identity = Str::new(identity);
         self.push(Body::Notice(Notice::StreamOpened { stream, side, identity: identity.clone() }))?;
         Ok(OpenedStream { stream, identity, position: None, replaces: known.map(|s| s.identity) })
+    }
+
+    /// Opens another stream in the place of a side's lost one, which may have the same identity.
+    pub fn replace_stream(&mut self, side: Side, identity: &str) -> Result<OpenedStream> {
+        let replaces = self.known_stream(side);
+        let stream = StreamId(self.meta().streams.len() as u32);
+        let identity = Str::new(identity);
+        self.push(Body::Notice(Notice::StreamOpened { stream, side, identity: identity.clone() }))?;
+        Ok(OpenedStream { stream, identity, position: None, replaces })
     }
 
     /// Puts a notice on record.

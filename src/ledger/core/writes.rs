@@ -19,6 +19,13 @@ impl Core {
             self.fold.load(&*self.log, *record)?;
             let Some(state) = self.fold.loaded(*record) else { continue };
             let Some(mapping) = self.fold.meta.catalog.mapping(state.mapping) else { continue };
+            if self.fold.meta.reconciling(side, mapping.id).is_some() {
+                // What its row holds is not known just now.
+                if causality::plan(state, mapping, *record, side, cursor, &prefix).is_some() {
+                    self.held_back.push(*record);
+                }
+                continue;
+            }
             let unread = self.fold.meta.unread(side, mapping.id);
             if unread == Some(FieldId(0)) && state.exists() && !state.exists_at(side) {
                 // It may be there already: the external id would lead to it, and its values be written over unseen.
@@ -42,7 +49,7 @@ impl Core {
     }
 
     /// The records that the last [`Core::plan`] left something out of, while the side's rows are read for the first time, or
-    /// again for fields that were mapped later. They are to be planned again when that is done.
+    /// again: for fields that were mapped later, or to be compared. They are to be planned again when that is done.
     pub fn take_held_back(&mut self) -> Vec<RecordId> {
         std::mem::take(&mut self.held_back)
     }

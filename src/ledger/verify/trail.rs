@@ -203,8 +203,12 @@ impl Trail {
         let record = records.entry(open.change.record).or_insert_with(Record::new);
         let mut fate = Fate { open: &open, record, catalog, followed, report };
         fate.numbered();
-        fate.existence();
-        fate.fields();
+        if open.change.origin == ChangeOrigin::Rewound {
+            fate.goes_back();
+        } else {
+            fate.existence();
+            fate.fields();
+        }
         record.settle();
     }
 
@@ -370,6 +374,23 @@ impl Fate<'_> {
         self.record.counts.include(dot);
         if side == Side::Salesforce && matches!(change.origin, ChangeOrigin::Backfill | ChangeOrigin::Repair) {
             self.record.image_at = self.record.image_at.max(change.source.committed_at);
+        }
+    }
+
+    /// The side holds again what it held before, which is nobody's edit.
+    fn goes_back(&mut self) {
+        let change = &self.open.change;
+        let (side, dot) = (change.source.side, change.dot);
+        if change.operation != Operation::Update {
+            let exists = Value::Bool(change.operation != Operation::Delete);
+            self.record.existence.holds[side.index()] = (exists, dot);
+        }
+        for field in &change.fields {
+            let held = &mut self.record.field(field.field).holds[side.index()];
+            let before = std::mem::replace(held, (field.after.clone(), dot));
+            if before.0 != field.before {
+                self.wrong(format!("{side} is said to have held another value of field {} before", field.field.0));
+            }
         }
     }
 

@@ -230,9 +230,7 @@ async fn check_timeline(
 
 /// Checks that the slot, started, continues where the log ends, and that everything mapped is published; returns up to where everything is durable.
 async fn continuing(config: &CaptureConfig, session: &Session, durable: Option<Lsn>) -> Result<Lsn> {
-    let slot = slot::read_slot(session, &config.slot).await?.ok_or_else(|| {
-        Error::new(Kind::StreamLost, format!("the replication slot `{}` vanished while it was started", config.slot))
-    })?;
+    let slot = slot::read_slot(session, &config.slot).await?.ok_or_else(|| slot::missing(&config.slot))?;
     slot::check_continuity(&slot, durable)?;
     let tables: Vec<_> = config.catalog.mappings.iter().map(|m| (m.schema.clone(), m.table.clone())).collect();
     slot::check_publication(session, &config.publication, &tables, config.row_filters).await?;

@@ -25,6 +25,7 @@ use crate::clock::{Micros, SharedClock};
 use crate::error::{Error, Kind, Result};
 use crate::flow::{Batch, Intake, Item, Receipt};
 use crate::postgres::connect::classify;
+use crate::postgres::lost::Lost;
 use crate::postgres::slot;
 use crate::postgres::wire::{CopyFrame, Pace, Replication, ReplicationError, ServerError};
 
@@ -435,9 +436,11 @@ impl Start {
         let context = format!("the replication stream from {address}, slot `{slot}`");
         match error {
             ReplicationError::Refused(refused) => {
-                slot::stream_error(slot, publication, &refused.code, &refused.message)
-                    .unwrap_or_else(|| Error::new(classify(&refused.code), format!("{context} ended: {refused}")))
-                    .caused_by(refused)
+                let known = slot::stream_error(slot, publication, &refused.code, &refused.message);
+                let error =
+                    known.unwrap_or_else(|| Error::new(classify(&refused.code), format!("{context} ended: {refused}")));
+                // How it was lost says it all.
+                if Lost::of(&error).is_some() { error } else { error.caused_by(refused) }
             }
             ReplicationError::Protocol(bad) => {
                 Error::new(Kind::Protocol, format!("{context} does not keep to the protocol: {bad}")).caused_by(bad)

@@ -99,7 +99,7 @@ impl Report<'_> {
             self.ok(
                 SERVER,
                 format!("the slot is lost once more than {keep} of WAL is waiting (max_slot_wal_keep_size)"),
-                "make sure that a stop of some hours stays within it; after a lost slot a new log reads every row again",
+                "make sure that a stop of some hours stays within it; after a lost slot every mapped row is compared with the log",
             );
         }
         if !matches!(idle, "" | "0") {
@@ -182,10 +182,10 @@ impl Report<'_> {
         }
         let reason = field("invalidation_reason");
         if field("wal_status") == "lost" || !reason.is_empty() {
-            self.error(
+            self.warning(
                 &subject,
                 format!("the slot was invalidated ({}); what it had not delivered is gone", or(&reason, "WAL removed")),
-                format!("{drop}; then start with a new log, which reads every row again, since changes of the meantime were missed"),
+                "start the link: it makes the slot anew and compares every mapped row with its log",
             );
         } else if field("wal_status") == "unreserved" {
             self.warning(

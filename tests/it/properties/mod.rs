@@ -154,3 +154,27 @@ fn a_read_only_mapping_is_never_written_to_salesforce() {
         }
     });
 }
+
+/// Streams that are lost, with a server that goes back or not.
+fn losses(seed: u64, rewinds: bool) -> Result<(), String> {
+    let mut rng = Rng::new(seed ^ 0x1057);
+    let shape = Shape {
+        losses: true,
+        rewinds,
+        faults: rng.percent(50),
+        automation: rng.percent(30),
+        refusals: rng.percent(20),
+        ..Shape::default()
+    };
+    history(seed, shape, 14).map(drop)
+}
+
+#[test]
+fn a_lost_stream_is_made_up_for() {
+    histories(1_500, |seed| losses(seed, false));
+}
+
+#[test]
+fn a_server_that_went_back_is_made_up_for() {
+    histories(1_000, |seed| losses(seed, true));
+}

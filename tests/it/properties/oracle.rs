@@ -122,7 +122,9 @@ fn heard(world: &World, entries: &[(Offset, Entry)]) -> Check {
         let (source, record) = match &entry.body {
             Body::Change(change) => {
                 let retold = change.source.transaction.id.is_empty();
-                if retold || matches!(change.origin, ChangeOrigin::Repair | ChangeOrigin::Backfill) {
+                let read =
+                    matches!(change.origin, ChangeOrigin::Repair | ChangeOrigin::Backfill | ChangeOrigin::Rewound);
+                if retold || read {
                     continue;
                 }
                 let (number, index) = World::number(&change.source.position);
@@ -158,7 +160,7 @@ fn heard(world: &World, entries: &[(Offset, Entry)]) -> Check {
                 told.number,
                 changes.len()
             );
-            if world.imaged || world.shape.seeded {
+            if world.imaged || world.shape.seeded || world.shape.losses {
                 continue;
             }
             let change = changes.first().map(|(_, c)| *c);
@@ -218,7 +220,8 @@ fn no_return(world: &World, entries: &[(Offset, Entry)]) -> Check {
                 for field in &change.fields {
                     authors.entry((change.record, field.field, &field.after)).or_default().insert(change.dot);
                     let before = held.insert((change.record, field.field, change.source.side), change.dot);
-                    if let Some(before) = before {
+                    // What a side holds again since it went back follows nothing.
+                    if let Some(before) = before.filter(|_| change.origin != ChangeOrigin::Rewound) {
                         let mut past = follows.get(&(change.record, field.field, before)).cloned().unwrap_or_default();
                         past.insert(before);
                         follows.insert((change.record, field.field, change.dot), past);

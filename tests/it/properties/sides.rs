@@ -98,6 +98,8 @@ pub(crate) enum Said {
     Gap {
         id: Str,
     },
+    /// All rows have been read by here.
+    Copied,
 }
 
 /// One event of a stream.
@@ -121,6 +123,7 @@ pub(crate) struct Stored {
 }
 
 /// What both simulated sides have in common.
+#[derive(Clone)]
 pub(crate) struct Common {
     pub(crate) mapping: MappingDef,
     pub(crate) stream: Vec<Told>,
@@ -132,7 +135,7 @@ pub(crate) struct Common {
     pub(crate) cascades: usize,
     /// Set to how many events may not be told.
     pub(crate) gaps: usize,
-    number: u64,
+    pub(crate) number: u64,
 }
 
 impl Common {
@@ -163,6 +166,7 @@ impl Common {
 
 // -- PostgreSQL ------------------------------------------------------------------------------------------------------------
 
+#[derive(Clone)]
 pub(crate) struct Postgres {
     pub(crate) common: Common,
     pub(crate) rows: BTreeMap<u64, Stored>,
@@ -267,6 +271,36 @@ impl Postgres {
             let said = self.row_said(n, RowOperation::Backfill, saw, None);
             self.tell(index as u32, at, said);
         }
+    }
+
+    /// The same after some of these keys were looked for: those that name no row are told as missing.
+    pub(crate) fn compare(&mut self, known: &[u64], at: Micros) {
+        self.common.number += 8;
+        let missing: Vec<u64> = known.iter().copied().filter(|n| !self.rows.contains_key(n)).collect();
+        for (index, n) in missing.into_iter().enumerate() {
+            let said = Said::Row {
+                operation: RowOperation::Missing,
+                marked: false,
+                fields: Vec::new(),
+                saw: vec![Value::Null; self.common.mapping.fields.len()],
+                ticket: None,
+                call: None,
+                written: Vec::new(),
+                key: Some(key(n)),
+                old_key: None,
+                id: None,
+            };
+            self.tell(index as u32, at, said);
+        }
+        self.copy(at);
+        self.common.number += 8;
+        self.tell(0, at, Said::Copied);
+    }
+
+    /// Goes back to an earlier moment; the places of the log go on.
+    pub(crate) fn go_back(&mut self, backup: &Self) {
+        self.rows = backup.rows.clone();
+        (self.next_key, self.cursor) = (backup.next_key, backup.cursor);
     }
 
     /// One transaction of ours.

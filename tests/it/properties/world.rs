@@ -53,6 +53,10 @@ pub(crate) struct Shape {
     pub(crate) read_only: bool,
     /// The mapping has no external id, which only a read-only one may lack.
     pub(crate) nameless: bool,
+    /// PostgreSQL's stream is lost at times.
+    pub(crate) losses: bool,
+    /// At times that is because the server went back.
+    pub(crate) rewinds: bool,
 }
 
 /// An answer on its way to the log.
@@ -85,6 +89,13 @@ pub(crate) struct World {
     pub(crate) imaged: bool,
     /// Whether the copy of Salesforce has begun.
     copying: bool,
+    /// PostgreSQL as it was at an earlier moment, and a place that its stream had been read to by then.
+    backup: Option<(Postgres, u64)>,
+    /// Whether PostgreSQL's rows are still to be compared.
+    comparing: bool,
+    losses: usize,
+    /// The first event of PostgreSQL's stream since it was lost: what came before is told by nobody again.
+    begins: usize,
     pub(crate) edits: usize,
     fresh: u64,
     redelivered: u64,
@@ -215,6 +226,10 @@ impl World {
             images: VecDeque::new(),
             imaged: false,
             copying: false,
+            backup: None,
+            comparing: false,
+            begins: 0,
+            losses: if shape.losses { 3 } else { 0 },
             edits,
             fresh: 0,
             redelivered: 0,
@@ -281,6 +296,11 @@ impl World {
     // -- users -------------------------------------------------------------------------------------------------------------
 
     fn external(&mut self) -> Value {
+        if self.shape.losses {
+            // A row that is made with the name of one that was lost is in its way, and a person has to say which it is.
+            self.fresh += 1;
+            return if self.rng.percent(50) { Value::text(format!("u{}", self.fresh)) } else { Value::Null };
+        }
         if self.rng.percent(50) { Value::text(format!("x{}", self.rng.below(4))) } else { Value::Null }
     }
 
@@ -314,7 +334,8 @@ impl World {
             } else {
                 let n = *self.rng.pick(&alive);
                 let changes = self.changes();
-                let rekey = self.rng.percent(5);
+                // A key that changes while nobody tells of it names another row.
+                let rekey = self.rng.percent(5) && !self.shape.losses;
                 self.trace(|| format!("P update {n} {changes:?} rekey {rekey}"));
                 self.postgres.user_update(n, &changes, rekey, at, &mut self.rng);
             }
@@ -402,6 +423,10 @@ impl World {
                 Item::Applied { applied: applied.clone(), skipped: skipped.clone(), refused: Vec::new() }
             }
             Said::Gap { id } => Item::Notice(Notice::Gap { side, reason: Str::new("GAP_UPDATE"), scope: id.clone() }),
+            Said::Copied => {
+                let (mapping, after) = (MappingId(0), Str::default());
+                Item::Notice(Notice::Backfill { side, mapping, rows: 0, after, finished: true })
+            }
         };
         Event {
             position: self.position(side, told, again),
@@ -475,15 +500,16 @@ impl World {
     /// Events that were delivered before are delivered again.
     fn deliver_again(&mut self, side: Side) {
         let read = self.read[side.index()];
-        if read == 0 {
+        if read == 0 || (side == Side::Postgres && read == self.begins) {
             return;
         }
-        let n = self.rng.below(read);
         if side == Side::Postgres {
+            let n = self.begins + self.rng.below(read - self.begins);
             self.trace(|| format!("resend postgres from {n}"));
             self.read[0] = n;
             return;
         }
+        let n = self.rng.below(read);
         // An event that an image had told before left no trace to know it by, so only the last one may come again.
         let n = if self.shape.seeded || self.shape.gaps { read - 1 } else { n };
         self.redelivered += 1;
@@ -561,7 +587,7 @@ impl World {
         self.core = Core::open(Arc::new(self.log.reopen()), Arc::clone(&self.clock) as _).unwrap();
         self.read = self.durable;
         // The source sends from what was acknowledged, which may be earlier than what is durable.
-        self.read[0] -= self.rng.below(self.read[0].min(3) + 1);
+        self.read[0] -= self.rng.below((self.read[0] - self.begins).min(3) + 1);
         self.planned = Default::default();
         self.answers.retain(|answer| answer.side == Side::Postgres);
         // A backfill that was under way is done again.
@@ -575,6 +601,60 @@ impl World {
         }
         self.unechoed.clear();
         self.adopt();
+    }
+
+    /// PostgreSQL's server is copied as it is.
+    fn back_up(&mut self) {
+        let read = self.durable[0].checked_sub(1).map_or(0, |n| self.postgres.common.stream[n].number);
+        let to = if self.rng.percent(50) { read } else { self.postgres.common.number };
+        self.trace(|| format!("backup at {to}"));
+        self.backup = Some((self.postgres.clone(), to));
+    }
+
+    /// PostgreSQL's stream is lost with all that it has not told; perhaps since the server went back to the backup.
+    fn lose(&mut self) {
+        self.losses -= 1;
+        if self.rng.percent(50) {
+            self.crash();
+        } else {
+            self.commit();
+        }
+        let side = Side::Postgres;
+        let mut rewound_to = None;
+        if let Some((backup, to)) = self.backup.take().filter(|_| self.rng.percent(70)) {
+            self.trace(|| format!("postgres goes back to {to}"));
+            self.postgres.go_back(&backup);
+            rewound_to = Some(to);
+        }
+        self.trace(|| "the stream of postgres is lost".into());
+        self.postgres.common.stream.truncate(self.durable[0]);
+        (self.read[0], self.begins) = (self.durable[0], self.durable[0]);
+        self.flying_postgres.clear();
+        self.planned[0].clear();
+        self.uncertain = true;
+        let (mapping, after) = (MappingId(0), Str::default());
+        let earlier = self.core.meta().reconciling(side, mapping).and_then(|r| r.rewound_to);
+        let rewound_to = earlier.into_iter().chain(rewound_to.map(Lsn)).min();
+        let (cause, lost) = (Str::new("lost"), Some(self.streams[0]));
+        self.core.notice(Notice::Backfill { side, mapping, rows: 0, after, finished: false }).unwrap();
+        self.core.notice(Notice::Reconcile { side, mapping, cause, lost, rewound_to }).unwrap();
+        self.streams[0] = self.core.replace_stream(side, "one").unwrap().stream;
+        self.core.abandon_open(side, "lost").unwrap();
+        self.commit();
+        self.comparing = true;
+    }
+
+    /// PostgreSQL's rows are read, at a place of its new stream.
+    fn compare(&mut self) {
+        self.comparing = false;
+        let mut known = Vec::new();
+        for record in self.records() {
+            let state = self.core.record(record).unwrap().filter(|s| s.exists_at(Side::Postgres));
+            known.extend(state.and_then(|s| s.key.as_ref()?.0.parse::<u64>().ok()));
+        }
+        self.trace(|| format!("compare postgres; known are {known:?}"));
+        let at = self.now();
+        self.postgres.compare(&known, at);
     }
 
     fn adopt(&mut self) {
@@ -815,6 +895,11 @@ impl World {
                 let side = *self.rng.pick(&Side::BOTH);
                 self.deliver_again(side);
             }
+            95 if self.losses > 0 => match self.backup {
+                None if self.shape.rewinds && self.rng.percent(70) => self.back_up(),
+                _ => self.lose(),
+            },
+            96 if self.comparing => self.compare(),
             95..97 => self.take_image(),
             97 => {
                 let parked = self.parked();
@@ -838,7 +923,10 @@ impl World {
     pub(crate) fn quiet(&mut self) -> bool {
         for _ in 0..200 {
             self.clock.0.fetch_add(3 * SECOND, Ordering::Relaxed);
-            let mut moved = false;
+            let mut moved = self.comparing;
+            if self.comparing {
+                self.compare();
+            }
             for side in Side::BOTH {
                 moved |= self.read[side.index()] < self.stream(side).len();
                 self.read(side, usize::MAX / 2);
