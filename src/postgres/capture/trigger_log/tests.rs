@@ -241,7 +241,7 @@ async fn crossing_transactions_and_crashes_lose_nothing() {
                 let mut sql = String::from("BEGIN; ");
                 for part in 0..=next(3) {
                     let (id, name) = (next(8), format!("{letter}{n}.{part}"));
-                    sql += &match next(5) {
+                    let part = match next(5) {
                         0 => format!("DELETE FROM t WHERE id = {id}; "),
                         1 => format!("UPDATE t SET name = '{name}' WHERE id >= {id}; "),
                         _ => format!(
@@ -250,6 +250,7 @@ async fn crossing_transactions_and_crashes_lose_nothing() {
                             next(3) as f64 / 500.0
                         ),
                     };
+                    sql.push_str(&part);
                 }
                 sql += if next(6) == 0 { "ROLLBACK" } else { "COMMIT" };
                 if let Err(error) = session.batch_execute(&sql).await {
