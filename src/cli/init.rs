@@ -45,9 +45,9 @@ pub(super) async fn run(arguments: Arguments, path: &Path, output: Output) -> Re
         output::line(&format!("-- and the replication slot {} is dropped: triggers capture changes\n", done.slot))?;
     }
     let to_do = !done.steps.is_empty() || done.slot_was_missing || done.slot_was_there;
-    output::line(&match (arguments.dry_run, !to_do) {
-        (true, true) => format!("nothing to do: the schema {schema} has everything that capture needs"),
-        (true, false) => "nothing was run; leave out --dry-run to run it".into(),
+    output::line(&match (arguments.dry_run, to_do) {
+        (true, false) => format!("nothing to do: the schema {schema} has everything that capture needs"),
+        (true, true) => "nothing was run; leave out --dry-run to run it".into(),
         (false, _) if config.postgres.capture == Capture::Trigger => format!(
             "{} steps run; triggers log changes in {schema}._trigger_log; `tidelock check`, then `tidelock run`",
             done.steps.len(),
@@ -103,9 +103,10 @@ pub(crate) async fn install(config: &Config, dry_run: bool) -> Result<Installed>
         config.postgres.numbers,
     );
     let triggers = config.postgres.capture == Capture::Trigger;
-    let wanted = match triggers {
-        true => wanted.logged_by_triggers(install::TriggerLog::new(&config.postgres.schema, &catalog)),
-        false => wanted,
+    let wanted = if triggers {
+        wanted.logged_by_triggers(install::TriggerLog::new(&config.postgres.schema, &catalog))
+    } else {
+        wanted
     };
     let mut session = Session::open(&app::endpoint(config)).await?;
     let steps = install::plan(&session, &wanted).await?;

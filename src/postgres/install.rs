@@ -177,17 +177,14 @@ pub async fn plan(client: &Client, installation: &Installation) -> Result<Vec<St
     for table in &installation.tables {
         plan_triggers(table, installation.triggers.is_none(), &state, &mut steps);
     }
-    match &installation.triggers {
-        Some(log) => {
-            steps.extend(drop_publication(installation, &state));
-            steps.extend(trigger_log::plan(client, &log.schema, &log.tables).await?);
-        }
-        None => {
-            plan_publication(installation, &state, &mut steps);
-            for schema in installation.schemas() {
-                steps.extend(trigger_log::plan_removal(client, schema).await?);
-            }
-        }
+    if let Some(log) = &installation.triggers {
+        steps.extend(drop_publication(installation, &state));
+        steps.extend(trigger_log::plan(client, &log.schema, &log.tables).await?);
+        return Ok(steps);
+    }
+    plan_publication(installation, &state, &mut steps);
+    for schema in installation.schemas() {
+        steps.extend(trigger_log::plan_removal(client, schema).await?);
     }
     Ok(steps)
 }

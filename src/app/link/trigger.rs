@@ -3,6 +3,7 @@
 //! The two are different streams. Where one takes the place of the other, what happened in between is unknown, and every row is
 //! read again; what the other has left is taken away, or it would tell old changes as new ones when it comes back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -115,7 +116,7 @@ impl Link {
             id: id_of(&opened.identity).unwrap_or_default().to_owned(),
             link: self.config.link.name.clone(),
             stream: opened.stream,
-            catalog: std::sync::Arc::clone(&self.catalog),
+            catalog: Arc::clone(&self.catalog),
             unread: Vec::new(),
             durable: None,
             heartbeat: Duration::from_secs(settings.heartbeat_seconds.into()),

@@ -13,7 +13,9 @@ use tokio::sync::oneshot;
 
 use super::hstore::{self, Columns};
 use super::table::{LoggedTable, Wanted};
-use crate::change::{Key, Lsn, MappingId, Offset, Position, Side, Str, StreamId, Transaction, TruncatePolicy, Who};
+use crate::change::{
+    FieldId, Key, Lsn, MappingId, Offset, Position, Side, Str, StreamId, Transaction, TruncatePolicy, Value, Who,
+};
 use crate::clock::Micros;
 use crate::error::{Error, Kind, Result};
 use crate::flow::{Batch, Event, Item, Own, Row, RowOperation};
@@ -191,9 +193,10 @@ impl Assembler {
         let index = self.next_index()?;
         match row.action {
             "MESSAGE" => self.message(index, row),
-            "TRUNCATE" => self.truncate(row),
-            _ => self.change(index, row),
+            "TRUNCATE" => self.truncate(row)?,
+            _ => self.change(index, row)?,
         }
+        Ok(())
     }
 
     /// All rows of the batch have come: what is left of it may leave, and with it the chunks whose windows end here.
@@ -250,14 +253,13 @@ impl Assembler {
         });
     }
 
-    fn message(&mut self, index: u32, row: &Logged<'_>) -> Result<()> {
+    fn message(&mut self, index: u32, row: &Logged<'_>) {
         let content = row.values.unwrap_or_default();
         match row.table {
             MARKER_PREFIX => self.marker(index, content),
             BACKFILL_PREFIX => self.watermark(content),
             _ => {}
         }
-        Ok(())
     }
 
     /// Opens and closes what is marked as ours. Messages of another link belong to a user as far as this link goes.
@@ -346,7 +348,7 @@ struct Change {
     key: Key,
     old_key: Option<Key>,
     salesforce_id: Option<Str>,
-    fields: Vec<(crate::change::FieldId, crate::change::Value)>,
+    fields: Vec<(FieldId, Value)>,
 }
 
 impl Change {

@@ -49,19 +49,24 @@ fn quoted(text: &str) -> Option<(String, &str)> {
 mod tests {
     use super::*;
 
-    fn columns(pairs: &[(&str, Option<&str>)]) -> Option<Columns> {
-        Some(pairs.iter().map(|(k, v)| ((*k).to_owned(), v.map(str::to_owned))).collect())
+    fn columns(pairs: &[(&str, Option<&str>)]) -> Columns {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), v.map(str::to_owned))).collect()
     }
 
     #[test]
     fn what_the_server_prints_is_read() {
-        assert_eq!(parse(""), columns(&[]));
-        assert_eq!(parse(r#""a"=>"1", "b"=>NULL"#), columns(&[("a", Some("1")), ("b", None)]));
+        assert_eq!(parse(""), Some(columns(&[])));
+        assert_eq!(parse(r#""a"=>"1", "b"=>NULL"#), Some(columns(&[("a", Some("1")), ("b", None)])));
         assert_eq!(
             parse(r#""q\"\\k"=>"a, \"b\"=>\\", "é"=>"漢\nx", "n"=>"NULL", "e"=>"""#),
-            columns(&[("q\"\\k", Some("a, \"b\"=>\\")), ("é", Some("漢nx")), ("n", Some("NULL")), ("e", Some(""))])
+            Some(columns(&[
+                ("q\"\\k", Some("a, \"b\"=>\\")),
+                ("é", Some("漢nx")),
+                ("n", Some("NULL")),
+                ("e", Some(""))
+            ]))
         );
-        assert_eq!(parse("\"a\"=>\"two\nlines\""), columns(&[("a", Some("two\nlines"))]));
+        assert_eq!(parse("\"a\"=>\"two\nlines\""), Some(columns(&[("a", Some("two\nlines"))])));
     }
 
     #[test]

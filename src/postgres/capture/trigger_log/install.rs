@@ -348,10 +348,8 @@ impl Templates {
             return None;
         }
         // Heroku Connect's has another result, which cannot be replaced.
-        let drop = match name.starts_with("hc_") && present.is_some() {
-            true => format!("DROP FUNCTION {}.{name};\n", self.schema),
-            false => String::new(),
-        };
+        let replaced = name.starts_with("hc_") && present.is_some();
+        let drop = if replaced { format!("DROP FUNCTION {}.{name};\n", self.schema) } else { String::new() };
         let sql = format!("{drop}{sql};\nCOMMENT ON FUNCTION {}.{name} IS {}", self.schema, escape_literal(&mark));
         Some(Step::new(format!("create the function to {reason}"), sql))
     }
@@ -465,15 +463,15 @@ impl Templates {
 
 /// Statements that begin a stream anew: nothing that is logged by now is told any more.
 fn anew(schema: &str) -> String {
-    let told = "FROM {}._tidelock_stream AS s WHERE pg_catalog.txid_visible_in_snapshot(l.txid, s.done_snapshot::txid_snapshot)";
-    let told = told.replace("{}", schema);
-    let using = told.replacen("FROM", "USING", 1);
+    let told = format!(
+        "{schema}._tidelock_stream AS s WHERE pg_catalog.txid_visible_in_snapshot(l.txid, s.done_snapshot::txid_snapshot)"
+    );
     format!(
         "UPDATE {schema}._tidelock_stream SET id = pg_catalog.gen_random_uuid()::text, \
          done_lsn = pg_catalog.pg_current_wal_insert_lsn(), done_snapshot = pg_catalog.pg_current_snapshot()::text, \
          told_lsn = NULL, told_index = NULL, batch_lsn = NULL, batch_snapshot = NULL;\n\
-         DELETE FROM {schema}._tidelock_log AS l {using};\n\
-         UPDATE {schema}._trigger_log AS l SET state = 'IGNORED' {told} AND l.state IN ('NEW', 'IGNORE')"
+         DELETE FROM {schema}._tidelock_log AS l USING {told};\n\
+         UPDATE {schema}._trigger_log AS l SET state = 'IGNORED' FROM {told} AND l.state IN ('NEW', 'IGNORE')"
     )
 }
 

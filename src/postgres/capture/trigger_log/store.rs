@@ -289,11 +289,9 @@ async fn bounded<T>(
     call: impl Future<Output = Result<T, tokio_postgres::Error>>,
     doing: &str,
 ) -> Result<T> {
-    match tokio::time::timeout(limit, call).await {
-        Ok(answer) => answer.map_err(|error| database_error(doing, error)),
-        Err(_) => {
-            let message = format!("{doing}: PostgreSQL did not answer within {} s", limit.as_secs());
-            Err(Error::new(Kind::Unavailable, message))
-        }
+    if let Ok(answer) = tokio::time::timeout(limit, call).await {
+        return answer.map_err(|error| database_error(doing, error));
     }
+    let message = format!("{doing}: PostgreSQL did not answer within {} s", limit.as_secs());
+    Err(Error::new(Kind::Unavailable, message))
 }
