@@ -152,8 +152,8 @@ async fn a_truncate_stops_capture_or_is_told_by_the_mappings_policy() {
 async fn one_truncate_may_be_of_many_tables() {
     let fields = || vec![field(1, "note", FieldKind::Text { length: 255 })];
     let tables = [(1, "parents"), (2, "children"), (3, "parts")];
-    let mut mappings = tables.map(|(id, table)| mapping(id, table, &["id"], fields()));
-    mappings.iter_mut().for_each(|m| m.truncate = TruncatePolicy::Propagate);
+    let mappings = tables
+        .map(|(id, table)| MappingDef { truncate: TruncatePolicy::Propagate, ..mapping(id, table, &["id"], fields()) });
     let catalog = catalog(mappings.into());
     let create = "CREATE TABLE parents (id int PRIMARY KEY, note text); \
                   CREATE TABLE children (id int PRIMARY KEY, note text, parent int REFERENCES parents); \
