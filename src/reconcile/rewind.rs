@@ -49,7 +49,9 @@ pub fn rewind(state: &RecordState, side: Side, told: Told<'_>, past: &Past, exte
             let same = |(field, value): &(FieldId, Value)| {
                 Some(*field) == external_id && !value.is_null() && state.held_value(side, *field) == value
             };
-            if !past.was_there() && !row.iter().all(held) && !row.iter().any(same) {
+            // What is known by its updates alone was there before the log heard of it.
+            let was_there = past.was_there() || state.partial;
+            if !was_there && !row.iter().all(held) && !row.iter().any(same) {
                 return Rewound::AnotherRow;
             }
             update(

@@ -52,19 +52,37 @@ impl Core {
         Ok(None)
     }
 
+    /// The record that holds the external id which a row tells.
+    fn holder(&mut self, row: &Row, mapping: &MappingDef) -> Result<Option<RecordId>> {
+        let told = row.fields.iter().find(|(field, value)| Some(*field) == mapping.external_id && !value.is_null());
+        let Some((_, value)) = told else { return Ok(None) };
+        self.fold.lookup(&*self.log, &keys::by_external_id(mapping.id, &value.to_string()))
+    }
+
     /// Takes back what the log believes of a row whose side has gone back, before anything that is told of it is taken. Not in
     /// a mapping that is the side's own: what the owner holds is right.
     pub(super) fn rewind(&mut self, side: Side, event: &Event, row: &Row, mapping: &MappingDef) -> Result<()> {
         let reconcile = self.meta().reconciling(side, mapping.id);
         let Some((to, lost)) = reconcile.and_then(|r| Some((r.rewound_to?, r.lost))) else { return Ok(()) };
-        let Some(record) = self.named(row)?.filter(|_| !row.own.is_ours()) else { return Ok(()) };
+        if row.own.is_ours() {
+            return Ok(());
+        }
+        let (record, told) = match (self.named(row)?, row.operation) {
+            (Some(record), RowOperation::Missing) => (record, Told::Missing),
+            (Some(record), RowOperation::Insert) => (record, Told::Inserted),
+            (Some(record), RowOperation::Delete) => (record, Told::Deleted),
+            (Some(record), _) => (record, Told::Row(&row.fields)),
+            // A row under a new key that has the external id of a record: that record's own row is not there.
+            (None, _) => match self.holder(row, mapping)? {
+                Some(record) => (record, Told::Missing),
+                None => return Ok(()),
+            },
+        };
         let Some(state) = self.fold.record(&*self.log, record)?.cloned() else { return Ok(()) };
         let equal = |fields: &[_]| fields.iter().all(|(field, value)| state.held_value(side, *field) == value);
-        let (told, as_believed) = match row.operation {
-            RowOperation::Missing => (Told::Missing, !state.exists_at(side)),
-            RowOperation::Insert => (Told::Inserted, !state.exists_at(side)),
-            RowOperation::Delete => (Told::Deleted, !state.exists_at(side)),
-            _ => (Told::Row(&row.fields), state.exists_at(side) && equal(&row.fields)),
+        let as_believed = match told {
+            Told::Row(fields) => state.exists_at(side) && equal(fields),
+            _ => !state.exists_at(side),
         };
         if as_believed || mapping.owner == Some(side) {
             return Ok(());

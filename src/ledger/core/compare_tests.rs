@@ -170,3 +170,34 @@ fn a_side_that_went_back_is_written_what_it_lost() {
     world.core.commit().unwrap();
     world.sound();
 }
+
+/// It may be there again under another key before the rows are compared.
+#[test]
+fn a_row_with_the_external_id_of_one_that_was_lost_is_that_record() {
+    let mut world = World::new();
+    world.tell(Side::Postgres, 1, RowOperation::Insert, "1");
+    world.write(Side::Salesforce);
+    world.doubt(Some(0));
+    world.at += 10;
+    let again = row(Side::Postgres, world.at, 9, RowOperation::Insert, &[(0, "x1"), (PHONE, "2")]);
+    world.core.intake(&again).unwrap();
+    world.core.commit().unwrap();
+    assert_eq!(world.core.meta().next_record, RecordId(1));
+    let state = world.state(0);
+    assert!(state.exists_at(Side::Postgres) && state.key.is_some_and(|key| key.0 == "9"));
+    world.sound();
+}
+
+/// What the log knows by an update alone was there before it heard of it, whatever else the row holds.
+#[test]
+fn a_row_that_was_known_in_part_is_no_other_one() {
+    let mut world = World::new();
+    world.at += 10;
+    world.core.intake(&row(Side::Postgres, world.at, 1, RowOperation::Update, &[(PHONE, "1")])).unwrap();
+    assert!(world.state(0).partial);
+    world.doubt(Some(0));
+    world.tell(Side::Postgres, 1, RowOperation::Backfill, "2");
+    let state = world.state(0);
+    assert!(state.exists_at(Side::Postgres) && !state.partial && world.core.meta().next_record == RecordId(1));
+    world.sound();
+}

@@ -176,5 +176,5 @@ fn a_lost_stream_is_made_up_for() {
 
 #[test]
 fn a_server_that_went_back_is_made_up_for() {
-    histories(1_000, |seed| losses(seed, true));
+    histories(1_500, |seed| losses(seed, true));
 }
