@@ -93,7 +93,7 @@ impl Cli {
 
     /// Runs the command and turns its result into an exit code. Cancelling `cancel` ends a command that [drains](Cli::drains).
     pub async fn main(self, cancel: CancellationToken) -> u8 {
-        match self.run(cancel).await {
+        match Box::pin(self.run(cancel)).await {
             Ok(Verdict::Good) => 0,
             Ok(Verdict::Problems) => 3,
             Err(error) if output::reader_is_gone(&error) => 0,

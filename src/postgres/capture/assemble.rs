@@ -421,7 +421,7 @@ impl Assembler {
             let mapping = plan.mapping;
             let policy = self.catalog.mapping(mapping).map(|m| m.truncate).unwrap_or_default();
             if policy == TruncatePolicy::Stop {
-                return Err(truncated(&plan.table()));
+                return Err(truncated(plan.table()));
             }
             self.windows.spoil(mapping);
             self.truncates = true;
