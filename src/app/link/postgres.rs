@@ -139,7 +139,8 @@ impl Link {
         let cause = lost.to_string();
         self.ledger
             .run(move |core| {
-                if is_doubted(core, Side::Postgres) {
+                // That the server went back as well may have been found out since.
+                if rewound_to.is_none() && is_doubted(core, Side::Postgres) {
                     return Ok(());
                 }
                 doubt(core, Side::Postgres, &cause, rewound_to)

@@ -182,9 +182,10 @@ pub async fn prepare(
                 Position::Salesforce { .. } => None,
             });
             let row = read_stream(&session, schema, &id).await?;
-            match row.map(|row| super::check_continuity(schema, &row, place)) {
-                Some(Ok(())) => false,
-                Some(Err(error)) => {
+            match row.map(|row| (super::check_continuity(schema, &row, place), super::went_back(&row, place))) {
+                Some((Ok(()), _)) => false,
+                Some((Err(error), true)) => return Err(error),
+                Some((Err(error), false)) => {
                     tracing::error!("{error}");
                     true
                 }

@@ -150,25 +150,31 @@ impl TriggerCaptureConfig {
 /// Checks that the trigger log continues where the change log ends: at the end of the last batch that was finished, or within the
 /// one that has been begun.
 fn check_continuity(schema: &str, row: &StreamRow, durable: Option<(Lsn, u32)>) -> Result<()> {
-    let limit = row.batch.as_ref().map(|batch| (batch.lsn, 0));
-    if durable == row.told || (durable > row.told && durable <= limit) {
+    if durable == row.told || (durable > row.told && !went_back(row, durable)) {
         return Ok(());
     }
     let place = |place: Option<(Lsn, u32)>| {
         place.map_or_else(|| "nothing of it".to_owned(), |(lsn, index)| format!("it up to {lsn}+{index}"))
     };
-    let why = if durable > row.told {
-        "the database was restored from a backup, or a standby that was behind was promoted"
+    let why = if went_back(row, durable) {
+        "the database was restored from a backup, or a standby that was behind was promoted. What it lost by that cannot be told \
+         from what people deleted and edited, so nothing is done: start the link with a new log (`log` in [link]), which merges both \
+         sides anew"
     } else {
-        "the change log is an older copy, or something else has read the trigger log"
+        "the change log is an older copy, or something else has read the trigger log. When the link is started again, every row \
+         is read again"
     };
     let message = format!(
-        "the trigger log of schema {schema} has been read up to {}, and the change log has {}: {why}. When the link is started \
-         again, every row is read again",
+        "the trigger log of schema {schema} has been read up to {}, and the change log has {}: {why}",
         place(row.told),
         place(durable),
     );
     Err(Error::new(Kind::StreamLost, message))
+}
+
+/// Whether the trigger log lacks what the change log has read of it.
+fn went_back(row: &StreamRow, durable: Option<(Lsn, u32)>) -> bool {
+    durable > row.told && durable > row.batch.as_ref().map(|batch| (batch.lsn, 0))
 }
 
 struct Reader<'a, I> {
