@@ -40,6 +40,8 @@ pub struct TableDetail {
     pub row_security: bool,
     /// Whether it has rules (`CREATE RULE`).
     pub has_rules: bool,
+    /// Columns whose updates change rows of other tables, by a foreign key.
+    pub followed: Vec<String>,
     /// The columns, in the table's order.
     pub columns: Vec<ColumnDetail>,
     /// Its indexes that enforce uniqueness over plain columns.
@@ -182,6 +184,7 @@ fn assemble(
                 triggers: row.try_get(7)?,
                 indexed: row.try_get(8)?,
                 has_rules: row.try_get(9)?,
+                followed: row.try_get(10)?,
             },
         );
     }

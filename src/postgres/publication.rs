@@ -35,7 +35,8 @@ impl Published {
     }
 }
 
-fn label(schema: &str, table: &str) -> String {
+/// A table as it is named here.
+pub fn label(schema: &str, table: &str) -> String {
     format!("{schema}.{table}")
 }
 
@@ -71,6 +72,15 @@ pub async fn remembered(client: &Client, publication: &str) -> Result<Option<Pub
     let row = client.query_opt(sql, &[&publication]).await.map_err(|e| database_error(&doing, e))?;
     let comment = row.and_then(|row| row.get::<_, Option<String>>(0));
     Ok(comment.and_then(|text| serde_json::from_str(text.strip_prefix(OURS)?).ok()).map(Published))
+}
+
+/// Whether the role may remember anything of the publication, or could if there were one.
+pub async fn can_remember(client: &Client, publication: &str) -> Result<bool> {
+    let doing = format!("looking at the owner of the publication `{publication}`");
+    let sql = "SELECT coalesce(pg_catalog.bool_and(pg_catalog.pg_has_role(pubowner, 'USAGE')), true) \
+               FROM pg_catalog.pg_publication WHERE pubname = $1";
+    let row = client.query_one(sql, &[&publication]).await.map_err(|e| database_error(&doing, e))?;
+    Ok(row.get(0))
 }
 
 /// Remembers how the tables are published. Only the publication's owner may.

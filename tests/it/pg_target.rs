@@ -481,6 +481,19 @@ async fn rows_exchange_their_unique_values() {
     assert!(matches!(&answers[1], Written::Refused { code, .. } if code == "23505"), "{answers:?}");
     assert_eq!(answers[2], Written::InStream);
     assert_eq!(one(&server, names).await, "b,c,a,taken");
+    // Where another table follows the values, taking them away would empty it.
+    server
+        .execute(
+            "CREATE TABLE salesforce.follower (name text REFERENCES salesforce.account (ext__c) ON UPDATE CASCADE); \
+             INSERT INTO salesforce.follower VALUES ('a')",
+        )
+        .await
+        .unwrap();
+    target.resume().await.unwrap();
+    let answers = target.write(&[named(20, 1, "b", "a"), named(21, 3, "a", "b")]).await.unwrap();
+    assert!(matches!(&answers[..], [Written::Refused { .. }, Written::Refused { .. }]), "{answers:?}");
+    assert_eq!(one(&server, "SELECT string_agg(name, ',') FROM salesforce.follower").await, "a");
+    server.execute("DROP TABLE salesforce.follower").await.unwrap();
     // Where the values cannot be taken away, nothing of the rest is.
     server
         .execute(
@@ -490,7 +503,7 @@ async fn rows_exchange_their_unique_values() {
         .await
         .unwrap();
     target.resume().await.unwrap();
-    for (ticket, from, to) in [(8, Value::Null, text("x")), (11, text("x"), text("y"))] {
+    for (ticket, from, to) in [(28, Value::Null, text("x")), (31, text("x"), text("y"))] {
         let rest = update(ticket + 2, ACCOUNT, 2, vec![set(NAME, from, to.clone())]);
         let answers = target.write(&[named(ticket, 1, "b", "a"), named(ticket + 1, 3, "a", "b"), rest]).await.unwrap();
         assert!(matches!(&answers[..2], [Written::Refused { .. }, Written::Refused { .. }]), "{answers:?}");

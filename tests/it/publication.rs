@@ -25,7 +25,7 @@ async fn is_healed(link: &mut Link, round: u32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_changed_publication_left_out_is_read_again() {
     let mut link = Link::new(Setup::default()).await;
-    for name in ["edited", "gone 1", "gone 2", "gone 3", "gone 4"] {
+    for name in ["edited", "gone 1", "gone 2", "gone 3", "gone 4", "gone 5"] {
         link.create("Contact", json!({ "LastName": name, "External_ID__c": name }));
     }
     link.start().await;
@@ -79,5 +79,16 @@ async fn what_a_changed_publication_left_out_is_read_again() {
         is_healed(&mut link, 4).await;
         assert_eq!(link.record("Contact", "edited").unwrap()["LastName"], "half told");
     }
+
+    // A publication of the same name, which remembers nothing.
+    link.kill();
+    link.sql(
+        "DROP PUBLICATION tidelock_test; \
+         CREATE PUBLICATION tidelock_test FOR TABLE salesforce.account, salesforce.contact WITH (publish = 'insert')",
+    )
+    .await;
+    edit(&link, 5).await;
+    link.start().await;
+    is_healed(&mut link, 5).await;
     link.verify();
 }

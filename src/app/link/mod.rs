@@ -60,15 +60,18 @@ pub struct Link {
     unconfigured: watch::Sender<Option<String>>,
     /// How PostgreSQL's stream was lost in the run before this one, if that is what ended it.
     lost: Option<Lost>,
+    /// Whether the run before this one has seen that somebody changed the publication.
+    republished: bool,
 }
 
 /// Why a run ended.
 enum Ended {
     /// Somebody asked it to.
     Asked,
-    /// The configuration asks for other mappings or rules than those in force, which can be had now, or tables have to be read
-    /// again.
+    /// The configuration asks for other mappings or rules than those in force, which can be had now.
     Outdated(Box<Config>),
+    /// Somebody has changed the publication, so that tables have to be read again.
+    Republished(Box<Config>),
     /// PostgreSQL's stream was lost, which the next start makes up for.
     Lost(Box<Config>, Lost),
 }
@@ -109,6 +112,7 @@ impl Link {
                 org,
                 http,
                 lost: None,
+                republished: false,
             })),
             Some(Err(error)) => close(ledger, thread, pool).await.and(Err(error)),
             None => close(ledger, thread, pool).await.map(|()| None),
@@ -130,20 +134,21 @@ impl Link {
         let mut link = self;
         let mut losses = Backoff::new(LOST_AGAIN.0, LOST_AGAIN.1);
         loop {
-            let (config, lost) = match link.run_once(cancel.clone(), &mut started).await? {
+            let (config, lost, republished) = match link.run_once(cancel.clone(), &mut started).await? {
                 Ended::Asked => return Ok(()),
-                Ended::Outdated(config) => (config, None),
+                Ended::Outdated(config) => (config, None, false),
+                Ended::Republished(config) => (config, None, true),
                 Ended::Lost(config, lost) => {
                     tracing::error!("{lost}; the link starts again");
                     let wait = tokio::time::sleep(losses.next_wait());
                     if cancel.run_until_cancelled(wait).await.is_none() {
                         return Ok(());
                     }
-                    (config, Some(lost))
+                    (config, Some(lost), false)
                 }
             };
             match Self::open_unless(*config, &cancel).await? {
-                Some(opened) => link = Self { lost, ..opened },
+                Some(opened) => link = Self { lost, republished, ..opened },
                 None => return Ok(()),
             }
         }
@@ -153,7 +158,7 @@ impl Link {
     pub async fn run_with(self, cancel: CancellationToken, started: impl FnOnce(Arc<Handle>)) -> Result<()> {
         match self.run_once(cancel, started).await? {
             Ended::Lost(_, lost) => Err(lost.into()),
-            Ended::Asked | Ended::Outdated(_) => Ok(()),
+            Ended::Asked | Ended::Outdated(_) | Ended::Republished(_) => Ok(()),
         }
     }
 
@@ -245,8 +250,11 @@ impl Link {
                 _ => Err(error),
             };
         }
-        let again = outdated.is_cancelled() || republished.is_cancelled();
-        Ok(if again && !cancel.is_cancelled() { Ended::Outdated(config) } else { Ended::Asked })
+        Ok(match cancel.is_cancelled() {
+            false if republished.is_cancelled() => Ended::Republished(config),
+            false if outdated.is_cancelled() => Ended::Outdated(config),
+            _ => Ended::Asked,
+        })
     }
 
     async fn open_streams(&self) -> Result<(OpenedStream, Option<Published>, OpenedStream)> {

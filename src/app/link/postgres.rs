@@ -86,7 +86,8 @@ impl Link {
         }
         self.leave_triggers(&session, known.map(|known| known.identity.as_str())).await?;
         let mut lost = None;
-        if let Some(known) = known.filter(|known| slot::same_stream(&known.identity, &identity)) {
+        let read_before = known.is_some_and(|known| slot::same_stream(&known.identity, &identity));
+        if let Some(known) = known.filter(|_| read_before) {
             lost = lost::look(&session, &self.endpoint, name, &identity, known).await?.or_else(|| self.lost.clone());
             if lost.is_none() && self.ledger.run(|core| Ok(is_doubted(core, Side::Postgres))).await? {
                 lost = Some(Lost::Gone { slot: name.clone() });
@@ -94,7 +95,7 @@ impl Link {
         }
         let mut republished = None;
         if lost.is_none() {
-            republished = Some(self.publish(&session).await?);
+            republished = Some(self.publish(&session, read_before).await?);
             self.make_slot(&session).await?;
         }
         session.close().await?;
@@ -102,11 +103,11 @@ impl Link {
     }
 
     /// Makes sure that every mapped table is published; tells what of that somebody has changed.
-    async fn publish(&self, session: &Session) -> Result<Republished> {
+    async fn publish(&self, session: &Session, read_before: bool) -> Result<Republished> {
         let publication = &self.config.postgres.publication;
         let tables: Vec<(String, String)> =
             self.catalog.mappings.iter().map(|m| (m.schema.clone(), m.table.clone())).collect();
-        let republished = Republished::look(session, publication, &tables).await?;
+        let republished = Republished::look(session, publication, &tables, self.republished, read_before).await?;
         slot::ensure_publication(session, publication, &tables).await?;
         republished.now(session, publication, &tables).await
     }
@@ -147,7 +148,7 @@ impl Link {
             })
             .await?;
         let session = Session::open(&self.endpoint).await?;
-        let republished = self.publish(&session).await?;
+        let republished = self.publish(&session, false).await?;
         if lost.needs_new_slot() {
             slot::drop_slot(&session, &self.config.postgres.slot).await?;
         }

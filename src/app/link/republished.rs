@@ -16,12 +16,23 @@ pub(super) struct Republished {
 }
 
 impl Republished {
-    /// Looks before anything is put right.
-    pub(super) async fn look(session: &Session, publication: &str, tables: &[(String, String)]) -> Result<Self> {
-        let known = publication::remembered(session, publication).await?.unwrap_or_default().of(tables);
+    /// Looks before anything is put right. `seen` says that the run before has seen a change, and `read_before` that the stream has
+    /// been read: then what nobody remembers, though it could be, may have been anything.
+    pub(super) async fn look(
+        session: &Session,
+        publication: &str,
+        tables: &[(String, String)],
+        seen: bool,
+        read_before: bool,
+    ) -> Result<Self> {
+        let all = || tables.iter().map(|(schema, table)| publication::label(schema, table)).collect();
         let now = publication::look(session, publication, tables).await?;
-        let changed = now.changed_since(&known);
-        Ok(Self { changed, now })
+        let changed = match publication::remembered(session, publication).await? {
+            Some(known) => now.changed_since(&known.of(tables)),
+            None if read_before && publication::can_remember(session, publication).await? => all(),
+            None => Vec::new(),
+        };
+        Ok(Self { changed: if seen && changed.is_empty() { all() } else { changed }, now })
     }
 
     /// The same, with what is remembered then: how it is when everything is put right.

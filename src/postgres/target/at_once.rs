@@ -72,7 +72,11 @@ impl Attempt<'_> {
             Ok(false) | Err(Fault::Row(_) | Fault::Locked(_)) => {}
             // A column of another type than it was has no such comparison; where it is anything else, the careful way meets it too.
             Err(Fault::Fatal(error)) if error.kind() == Kind::Configuration => {}
-            Err(fault) => return Err(fault),
+            Err(fault) => {
+                // It may have been too much for one answer's time; statement by statement it may not be.
+                hope.tried(false);
+                return Err(fault);
+            }
         }
         hope.tried(false);
         self.backend.undo("giving a batch up that was tried at once").await?;

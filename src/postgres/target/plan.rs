@@ -194,6 +194,7 @@ mod tests {
             logged: true,
             row_security: false,
             has_rules: false,
+            followed: Vec::new(),
             columns: columns.collect(),
             unique: Vec::new(),
             triggers: Vec::new(),

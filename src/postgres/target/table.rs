@@ -131,7 +131,9 @@ impl Table {
             .collect();
         let guarded = |column: &str| detail.unique.iter().any(|index| index.columns.iter().any(|name| name == column));
         let nullable = |column: &str| detail.column(column).is_some_and(|column| column.nullable);
-        let vacated = mapping.fields.iter().filter(|def| guarded(&def.column) && nullable(&def.column));
+        let followed = |column: &str| detail.followed.iter().any(|name| name == column);
+        let vacated = |column: &str| guarded(column) && nullable(column) && !followed(column);
+        let vacated = mapping.fields.iter().filter(|def| vacated(&def.column));
         Ok(Self {
             vacated: vacated.map(|def| def.id).collect(),
             quoted: format!("{}.{}", escape_identifier(&mapping.schema), escape_identifier(&mapping.table)),

@@ -195,7 +195,7 @@ impl<I: Intake> Reader<'_, I> {
         let mut begun = self.store.row.batch.clone();
         // A place is known from the start.
         let mut beat_due = self.told.is_none();
-        loop {
+        while !cancel.is_cancelled() {
             if beaten_at.elapsed() >= self.config.heartbeat {
                 beaten_at = Instant::now();
                 beat_due = true;
@@ -221,6 +221,7 @@ impl<I: Intake> Reader<'_, I> {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         }
+        Ok(())
     }
 
     /// Looks at the mapped tables and at the triggers on them.

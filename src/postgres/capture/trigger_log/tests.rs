@@ -624,6 +624,7 @@ fn a_copied_chunk_comes_last_and_moves_no_places() {
         logged: true,
         row_security: false,
         has_rules: false,
+        followed: Vec::new(),
         columns: Vec::new(),
         unique: Vec::new(),
         triggers: Vec::new(),
