@@ -179,6 +179,7 @@ async fn a_new_column_may_be_missing_until_a_backfill_has_begun_to_read_it() {
     server.execute("INSERT INTO t VALUES (1, 'Ada', 'a')").await.unwrap();
     let refused = Running::start(unread(2), &log).ended().await.unwrap_err();
     assert_eq!(refused.kind(), Kind::Configuration, "it has been read before");
+    no_reader(&server).await;
     let mut capture = Running::start_with(unread(1), &log, handle.clone());
     log.wait_for("the row", |log| log.rows().len() == 1).await;
     assert_eq!((told(&log.rows()[0], 1), told(&log.rows()[0], 2).is_some()), (None, true));
@@ -214,6 +215,7 @@ async fn what_a_publication_leaves_out_on_purpose_stays_out() {
     let log = MemoryLog::new();
     let refused = Running::start(config(&server, &catalog, None), &log).ended().await.unwrap_err();
     assert!(refused.to_string().contains("row_filters = true"), "{refused}");
+    no_reader(&server).await;
     let handle = CaptureHandle::new();
     let filtered = CaptureConfig { row_filters: true, ..config(&server, &catalog, None) };
     let capture = Running::start_with(filtered, &log, handle.clone());

@@ -254,6 +254,13 @@ pub(super) async fn confirmed(server: &PostgresServer) -> Lsn {
     slot::read_slot(&session, SLOT).await.unwrap().unwrap().confirmed_flush_lsn.unwrap()
 }
 
+/// Waits until the server has noticed that the reader before has gone, which it does in its own time.
+pub(in crate::postgres::capture) async fn no_reader(server: &PostgresServer) {
+    let free = "SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE active) \
+                AND NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory')";
+    eventually(server, "no reader", free).await;
+}
+
 /// Polls a condition on the server.
 pub(super) async fn eventually(server: &PostgresServer, what: &str, sql: &str) {
     let waiting = async {

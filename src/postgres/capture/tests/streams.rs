@@ -357,11 +357,6 @@ async fn refusal_of_a_free_slot(server: &PostgresServer, config: CaptureConfig) 
     refusal(config).await
 }
 
-async fn no_reader(server: &PostgresServer) {
-    let free = "SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE active)";
-    eventually(server, "the slot to be free", free).await;
-}
-
 #[tokio::test]
 async fn a_stream_that_does_not_continue_is_lost_and_says_so() {
     let catalog = table_catalog();

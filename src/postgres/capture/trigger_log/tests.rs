@@ -10,7 +10,7 @@ use crate::demo::server::{PostgresServer, ServerSettings};
 use crate::flow::{Item, Own, Row, RowOperation};
 use crate::postgres::backfill::{Backfill, BackfillProgress};
 use crate::postgres::capture::tests::{
-    DEADLINE, MemoryLog, STREAM, TABLE, catalog, eventually, field, mapping, table_catalog, told,
+    DEADLINE, MemoryLog, STREAM, TABLE, catalog, eventually, field, mapping, no_reader, table_catalog, told,
 };
 use crate::postgres::install::apply;
 use crate::postgres::marks::Marks;
@@ -368,6 +368,7 @@ async fn triggers_fire_whatever_the_session_has_set_and_for_everybody() {
     server.execute("TRUNCATE t").await.unwrap();
     let stopped = capture.ended().await.unwrap_err();
     assert!(stopped.kind() == Kind::Configuration && stopped.to_string().contains("public.t"), "{stopped}");
+    no_reader(&server).await;
 
     // A person has decided: the statement comes again.
     let mut propagate = Catalog::clone(&catalog);
@@ -507,6 +508,7 @@ async fn a_log_that_does_not_continue_is_begun_anew() {
     server.execute("UPDATE _tidelock_stream SET told_index = 0, told_lsn = '0/1'").await.unwrap();
     let refused = Running::start(&server, &catalog, &identity, &log).ended().await.unwrap_err();
     assert!(refused.to_string().contains("restored from a backup"), "{refused}");
+    no_reader(&server).await;
     let (endpoint, place) = (server.endpoint(), log.durable());
     let refused =
         install::prepare(&endpoint, SCHEMA, &tables(&catalog), Some(&identity), place.as_ref()).await.unwrap_err();
@@ -517,6 +519,7 @@ async fn a_log_that_does_not_continue_is_begun_anew() {
     let refused = Running::start(&server, &catalog, &identity, &older).ended().await.unwrap_err();
     assert_eq!(refused.kind(), Kind::StreamLost, "{refused}");
     assert!(refused.to_string().contains("older copy"), "{refused}");
+    no_reader(&server).await;
     server.execute("INSERT INTO t VALUES (2, 'told by the copy that follows')").await.unwrap();
     let healed = prepared(&server, &catalog, Some(&identity), &older).await;
     assert_ne!(healed, identity);
