@@ -24,6 +24,9 @@ demo: setup-build
 	$(CARGO) build --locked --bin tidelock
 	@scripts/run-built tidelock demo
 
+# Strategies for every kind of entry take more stack than a test's thread has by default, where little is optimised.
+test test-matrix: export RUST_MIN_STACK := 8388608
+
 test: setup
 	@scripts/say "Format"
 	$(CARGO) fmt --all --check
