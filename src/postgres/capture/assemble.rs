@@ -6,16 +6,16 @@
 //! * A transaction's last event leaves only with its commit, marked as the last.
 //! * A chunk of a backfill leaves in one batch with its notice.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::ours::Ours;
 use super::plan::{Columns, Plan};
+use super::truncates;
 use super::watermark::{BACKFILL_PREFIX, ChunkOutcome, Closed, Windows};
-use crate::change::{
-    Catalog, Key, Lsn, MappingId, Offset, Position, Side, Str, StreamId, Transaction, TruncatePolicy, Who,
-};
+use crate::change::{Catalog, Key, Lsn, MappingId, Position, Side, Str, StreamId, Transaction, TruncatePolicy, Who};
 use crate::clock::Micros;
 use crate::error::{Error, Kind, Result};
 use crate::flow::{Batch, Event, Item, Own, Row, RowOperation};
@@ -43,8 +43,6 @@ pub(super) struct Outgoing {
     pub(super) durable: Option<Lsn>,
     /// Backfills that wait for it.
     pub(super) outcomes: Vec<oneshot::Sender<ChunkOutcome>>,
-    /// Whether a TRUNCATE may be among the events.
-    pub(super) truncates: bool,
 }
 
 /// What an application or the server's trigger says about who acts.
@@ -53,26 +51,6 @@ struct Actor {
     user: Option<String>,
     role: Option<String>,
     application: Option<String>,
-}
-
-/// The messages around our own writes.
-#[derive(serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Marker {
-    Open {
-        link: String,
-        /// The first and the last of the tickets that the transaction is about.
-        tickets: Option<(u64, u64)>,
-    },
-    /// From here on, and until the next such message, the updates of these rows are steps on the way to others that follow.
-    Aside { link: String, rows: Vec<(u16, Vec<Str>)> },
-    Close {
-        link: String,
-        applied: Vec<u64>,
-        skipped: Vec<u64>,
-        #[serde(default)]
-        refused: Vec<(u64, Str, Str)>,
-    },
 }
 
 /// The messages around a backfill's chunk.
@@ -93,13 +71,11 @@ struct Open {
     /// The next change's place.
     index: u32,
     who: Who,
-    own: Own,
+    ours: Ours,
     /// Whether it has events among those not yet taken.
     has_events: bool,
     /// Whether it must stay in one batch.
     whole: bool,
-    /// Rows whose updates are steps in between of our own.
-    aside: BTreeMap<MappingId, BTreeSet<Key>>,
 }
 
 /// Turns messages into events.
@@ -119,8 +95,6 @@ pub(super) struct Assembler {
     /// The last transaction whose events are all among `events` or gone before.
     completed: Option<Lsn>,
     outcomes: Vec<oneshot::Sender<ChunkOutcome>>,
-    /// Whether a TRUNCATE may be among `events`.
-    truncates: bool,
     windows: Windows,
     /// How far the stream has been taken in, exclusive, at a place between transactions.
     passed: Lsn,
@@ -152,7 +126,6 @@ impl Assembler {
             bytes: 0,
             completed: None,
             outcomes: Vec::new(),
-            truncates: false,
             windows,
             passed: Lsn(0),
             last_commit_time: 0,
@@ -210,11 +183,8 @@ impl Assembler {
         if events.is_empty() {
             return None;
         }
-        let truncates = self.truncates;
-        // The event that stays behind may be one.
-        self.truncates &= !self.events.is_empty();
         let (durable, outcomes) = (self.completed.take(), std::mem::take(&mut self.outcomes));
-        Some(Outgoing { batch: Batch { side: Side::Postgres, events }, durable, outcomes, truncates })
+        Some(Outgoing { batch: Batch { side: Side::Postgres, events }, durable, outcomes })
     }
 
     /// A batch that says only how far the stream has come.
@@ -227,7 +197,7 @@ impl Assembler {
             item: Item::Progress,
         };
         let batch = Batch { side: Side::Postgres, events: vec![event] };
-        Outgoing { batch, durable: Some(upto), outcomes: Vec::new(), truncates: false }
+        Outgoing { batch, durable: Some(upto), outcomes: Vec::new() }
     }
 
     /// Takes in one message of the plugin.
@@ -303,10 +273,9 @@ impl Assembler {
             id: smol_str::format_smolstr!("{xid}"),
             index: 0,
             who: Who::default(),
-            own: Own::No,
+            ours: Ours::default(),
             has_events: false,
             whole: false,
-            aside: BTreeMap::new(),
         });
         Ok(())
     }
@@ -376,7 +345,7 @@ impl Assembler {
         if let Some(old_key) = &old_key {
             self.touch(mapping, old_key);
         }
-        if self.open.as_ref().is_some_and(|open| open.aside.get(&mapping).is_some_and(|keys| keys.contains(&key))) {
+        if self.open.as_ref().is_some_and(|open| open.ours.is_aside(mapping, &key)) {
             return Ok(());
         }
         let row = Row {
@@ -421,10 +390,9 @@ impl Assembler {
             let mapping = plan.mapping;
             let policy = self.catalog.mapping(mapping).map(|m| m.truncate).unwrap_or_default();
             if policy == TruncatePolicy::Stop {
-                return Err(truncated(plan.table()));
+                return Err(truncates::refused(plan.table()));
             }
             self.windows.spoil(mapping);
-            self.truncates = true;
             self.push(index, Item::Truncate { mapping })?;
         }
         Ok(())
@@ -445,33 +413,9 @@ impl Assembler {
         }
     }
 
-    /// Opens and closes what is marked as ours. Messages of another link belong to a user as far as this link goes.
     fn marker(&mut self, index: u32, content: &[u8]) -> Result<()> {
         let Some(open) = &mut self.open else { return Ok(()) };
-        match serde_json::from_slice(content) {
-            Ok(Marker::Open { link, tickets }) if link == self.link => {
-                open.own = tickets.map_or(Own::Marked, |(first, last)| Own::Tickets(Offset(first), Offset(last)));
-            }
-            Ok(Marker::Aside { link, rows }) if link == self.link && open.own.is_ours() => {
-                let keys = |(mapping, keys): (u16, Vec<Str>)| (MappingId(mapping), keys.into_iter().map(Key).collect());
-                open.aside = rows.into_iter().map(keys).collect();
-            }
-            Ok(Marker::Close { link, applied, skipped, refused }) if link == self.link && open.own.is_ours() => {
-                open.own = Own::No;
-                open.aside.clear();
-                let offsets = |list: Vec<u64>| list.into_iter().map(Offset).collect();
-                let refused =
-                    refused.into_iter().map(|(ticket, code, message)| (Offset(ticket), code, message)).collect();
-                let item = Item::Applied { applied: offsets(applied), skipped: offsets(skipped), refused };
-                return self.push(index, item);
-            }
-            Ok(_) => {}
-            Err(error) => {
-                let (line, column) = (error.line(), error.column());
-                tracing::warn!(line, column, "a logical message with our prefix is not ours; passed over");
-            }
-        }
-        Ok(())
+        open.ours.take(&self.link, content).map_or(Ok(()), |item| self.push(index, item))
     }
 
     fn watermark(&mut self, content: &[u8]) -> Result<()> {
@@ -522,7 +466,7 @@ impl Assembler {
     }
 
     fn push_row(&mut self, index: u32, mut row: Row) -> Result<()> {
-        row.own = self.open.as_ref().map(|open| open.own).unwrap_or_default();
+        row.own = self.open.as_ref().map(|open| open.ours.own()).unwrap_or_default();
         self.push(index, Item::Row(row))
     }
 
@@ -582,15 +526,4 @@ fn name_actor(who: &mut Who, content: &[u8]) {
 /// The longest start of the name within the limit.
 pub(super) fn shortened(name: &str) -> &str {
     name.get(..name.floor_char_boundary(NAME_MAX)).unwrap_or(name)
-}
-
-/// A TRUNCATE that the mapping's policy does not let through.
-pub(super) fn truncated(table: &str) -> Error {
-    let message = format!(
-        "the table {table} was truncated, past the trigger that refuses it, and its mapping says `truncate = \"stop\"`: \
-         capture stops before the statement, and nothing is lost. Write `truncate = \"propagate\"` in the mapping \
-         to delete each record in Salesforce too, or `truncate = \"ignore\"` to keep them and write their rows \
-         again, and start the link"
-    );
-    Error::new(Kind::Configuration, message)
 }

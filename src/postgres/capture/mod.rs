@@ -9,11 +9,13 @@
 
 mod acknowledge;
 mod assemble;
+mod ours;
 mod plan;
 mod spool;
 mod status;
 mod stream;
 pub mod trigger_log;
+mod truncates;
 mod watch;
 pub(crate) mod watermark;
 

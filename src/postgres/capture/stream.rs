@@ -19,11 +19,12 @@ use super::acknowledge::Acknowledgement;
 use super::assemble::{Assembler, Outgoing};
 use super::spool::{Ended, Routed, Spool};
 use super::status::CaptureStatus;
+use super::truncates::{apart, truncates};
 use super::watermark::{ChunkOutcome, tell_durable};
 use crate::change::Lsn;
 use crate::clock::{Micros, SharedClock};
 use crate::error::{Error, Kind, Result};
-use crate::flow::{Batch, Intake, Item, Receipt};
+use crate::flow::{Intake, Receipt};
 use crate::postgres::connect::classify;
 use crate::postgres::lost::Lost;
 use crate::postgres::slot;
@@ -242,35 +243,22 @@ impl<'a, S: AsyncRead + AsyncWrite + Send + Unpin, I: Intake> Stream<'a, S, I> {
 
     async fn offer_events(&mut self) -> Result<()> {
         match self.assembler.take() {
-            Some(outgoing) if outgoing.truncates => self.offer_apart(outgoing).await,
+            Some(outgoing) if truncates(&outgoing.batch) => self.offer_apart(outgoing).await,
             Some(outgoing) => self.offer(outgoing).await,
             None => Ok(()),
         }
     }
 
-    /// Offers each TRUNCATE of a batch alone, when everything before it is durable, and as often as the log wants it for the
-    /// rows that are gone.
     async fn offer_apart(&mut self, outgoing: Outgoing) -> Result<()> {
-        let Outgoing { batch: Batch { side, mut events }, durable, outcomes, .. } = outgoing;
-        let part =
-            |events| Outgoing { batch: Batch { side, events }, durable: None, outcomes: Vec::new(), truncates: false };
-        while let Some(place) = events.iter().position(|event| matches!(event.item, Item::Truncate { .. })) {
-            let after = events.split_off(place + 1);
-            let truncate = events.pop();
-            if !events.is_empty() {
-                self.offer(part(events)).await?;
-            }
-            self.settle_all().await?;
+        let Outgoing { batch, durable, outcomes } = outgoing;
+        self.settle_all().await?;
+        for part in apart(batch) {
             loop {
-                self.offer(part(truncate.iter().cloned().collect())).await?;
+                self.offer(Outgoing { batch: part.clone(), durable: None, outcomes: Vec::new() }).await?;
                 if !self.settle_all().await? {
                     break;
                 }
             }
-            events = after;
-        }
-        if !events.is_empty() {
-            return self.offer(Outgoing { durable, outcomes, ..part(events) }).await;
         }
         if let Some(lsn) = durable {
             self.acknowledgement.make_durable(lsn)?;
@@ -300,7 +288,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Send + Unpin, I: Intake> Stream<'a, S, I> {
 
     /// Hands a batch to the log. Meanwhile receipts are taken and statuses sent.
     async fn offer(&mut self, outgoing: Outgoing) -> Result<()> {
-        let Outgoing { batch, durable, outcomes, .. } = outgoing;
+        let Outgoing { batch, durable, outcomes } = outgoing;
         self.start.status.events.fetch_add(batch.events.len() as u64, Relaxed);
         self.acknowledgement.receive(self.assembler.passed());
         let mut offering = pin!(self.intake.offer(batch));

@@ -7,19 +7,19 @@
 //! * Chunks of backfills come after all rows of the batch: a window ends there, so that they have no part in the places of rows,
 //!   which are the same without them. What was touched up to there is left out of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use tokio::sync::oneshot;
 
 use super::hstore::{self, Columns};
 use super::table::{LoggedTable, Wanted};
-use crate::change::{
-    FieldId, Key, Lsn, MappingId, Offset, Position, Side, Str, StreamId, Transaction, TruncatePolicy, Value, Who,
-};
+use crate::change::{FieldId, Key, Lsn, Position, Side, Str, StreamId, Transaction, TruncatePolicy, Value, Who};
 use crate::clock::Micros;
 use crate::error::{Error, Kind, Result};
-use crate::flow::{Batch, Event, Item, Own, Row, RowOperation};
-use crate::postgres::capture::assemble::{MARKER_PREFIX, Marker, Watermark, shortened, truncated};
+use crate::flow::{Batch, Event, Item, Row, RowOperation};
+use crate::postgres::capture::assemble::{MARKER_PREFIX, Watermark, shortened};
+use crate::postgres::capture::ours::Ours;
+use crate::postgres::capture::truncates;
 use crate::postgres::capture::watermark::{BACKFILL_PREFIX, ChunkOutcome, Windows};
 
 /// A batch for the change log is full at so many events, or so many bytes of logged rows.
@@ -68,9 +68,7 @@ struct Open {
     committed_at: Micros,
     /// The next row's place in it.
     index: u32,
-    own: Own,
-    /// Rows whose updates are steps on the way to others that follow.
-    aside: BTreeMap<MappingId, BTreeSet<Key>>,
+    ours: Ours,
     has_events: bool,
 }
 
@@ -185,8 +183,7 @@ impl Assembler {
                 id: smol_str::format_smolstr!("{}", row.txid),
                 committed_at: row.committed_at,
                 index: 0,
-                own: Own::No,
-                aside: BTreeMap::new(),
+                ours: Ours::default(),
                 has_events: false,
             });
         }
@@ -262,31 +259,10 @@ impl Assembler {
         }
     }
 
-    /// Opens and closes what is marked as ours. Messages of another link belong to a user as far as this link goes.
     fn marker(&mut self, index: u32, content: &str) {
         let Some(open) = &mut self.open else { return };
-        match serde_json::from_str(content) {
-            Ok(Marker::Open { link, tickets }) if link == self.link => {
-                open.own = tickets.map_or(Own::Marked, |(first, last)| Own::Tickets(Offset(first), Offset(last)));
-            }
-            Ok(Marker::Aside { link, rows }) if link == self.link && open.own.is_ours() => {
-                let keys = |(mapping, keys): (u16, Vec<Str>)| (MappingId(mapping), keys.into_iter().map(Key).collect());
-                open.aside = rows.into_iter().map(keys).collect();
-            }
-            Ok(Marker::Close { link, applied, skipped, refused }) if link == self.link && open.own.is_ours() => {
-                open.own = Own::No;
-                open.aside.clear();
-                let offsets = |list: Vec<u64>| list.into_iter().map(Offset).collect();
-                let refused =
-                    refused.into_iter().map(|(ticket, code, message)| (Offset(ticket), code, message)).collect();
-                let item = Item::Applied { applied: offsets(applied), skipped: offsets(skipped), refused };
-                self.event(index, Who::default(), item);
-            }
-            Ok(_) => {}
-            Err(error) => {
-                let (line, column) = (error.line(), error.column());
-                tracing::warn!(line, column, "a logged message with our prefix is not ours; passed over");
-            }
+        if let Some(item) = open.ours.take(&self.link, content.as_bytes()) {
+            self.event(index, Who::default(), item);
         }
     }
 
@@ -304,7 +280,7 @@ impl Assembler {
         let index = self.next_index()?;
         let Some(table) = self.tables.get(row.table) else { return Ok(()) };
         if table.truncate == TruncatePolicy::Stop {
-            return Err(truncated(table.label()));
+            return Err(truncates::refused(table.label()));
         }
         let mapping = table.mapping;
         self.windows.spoil(mapping);
@@ -324,11 +300,11 @@ impl Assembler {
                 self.windows.touch(mapping, old_key);
             }
         }
-        let aside = |open: &Open| open.aside.get(&mapping).is_some_and(|keys| keys.contains(&key));
+        let aside = |open: &Open| operation == RowOperation::Update && open.ours.is_aside(mapping, &key);
         if self.open.as_ref().is_some_and(aside) {
             return Ok(());
         }
-        let own = self.open.as_ref().map(|open| open.own).unwrap_or_default();
+        let own = self.open.as_ref().map(|open| open.ours.own()).unwrap_or_default();
         let item = Row { mapping, operation, key: Some(key), old_key, salesforce_id, fields, own };
         self.event(index, actor.who(), Item::Row(item));
         Ok(())

@@ -30,10 +30,11 @@ use self::assemble::{Assembler, Outgoing};
 use self::store::{BatchBounds, Store, StreamRow};
 use self::table::LoggedTable;
 use super::status::CaptureStatus;
+use super::truncates::{apart, truncates};
 use super::watermark::{CaptureHandle, ChunkOutcome, Windows, tell_durable};
 use crate::change::{Catalog, FieldId, Lsn, MappingId, Position, StreamId};
 use crate::error::{Error, Kind, Result};
-use crate::flow::{Batch, Intake, Item, Receipt};
+use crate::flow::{Intake, Receipt};
 use crate::postgres::connect::Session;
 use crate::postgres::endpoint::Endpoint;
 use crate::postgres::introspect::table_details;
@@ -280,33 +281,22 @@ impl<I: Intake> Reader<'_, I> {
 
     async fn offer_events(&mut self) -> Result<()> {
         match self.assembler.take() {
-            Some(outgoing) => self.offer_parts(outgoing).await,
+            Some(outgoing) if truncates(&outgoing.batch) => self.offer_apart(outgoing).await,
+            Some(outgoing) => self.offer(outgoing).await,
             None => Ok(()),
         }
     }
 
-    /// Offers a batch; each TRUNCATE in it alone, when everything before it is durable, and as often as the log wants it for the
-    /// rows that are gone.
-    async fn offer_parts(&mut self, outgoing: Outgoing) -> Result<()> {
-        let Outgoing { batch: Batch { side, mut events }, outcomes } = outgoing;
-        let part = |events| Outgoing { batch: Batch { side, events }, outcomes: Vec::new() };
-        while let Some(place) = events.iter().position(|event| matches!(event.item, Item::Truncate { .. })) {
-            let after = events.split_off(place + 1);
-            let truncate = events.pop();
-            if !events.is_empty() {
-                self.offer(part(events)).await?;
-            }
-            self.settle_all().await?;
+    async fn offer_apart(&mut self, outgoing: Outgoing) -> Result<()> {
+        let Outgoing { batch, outcomes } = outgoing;
+        self.settle_all().await?;
+        for part in apart(batch) {
             loop {
-                self.offer(part(truncate.iter().cloned().collect())).await?;
+                self.offer(Outgoing { batch: part.clone(), outcomes: Vec::new() }).await?;
                 if !self.settle_all().await? {
                     break;
                 }
             }
-            events = after;
-        }
-        if !events.is_empty() {
-            return self.offer(Outgoing { outcomes, ..part(events) }).await;
         }
         tell_durable(outcomes);
         Ok(())
