@@ -21,11 +21,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use secrecy::{ExposeSecret as _, SecretString};
-use support::{Samples, failed, io, number, print_head, print_line};
-use tidelock::change::{
-    Catalog, DeletePolicy, FieldDef, FieldId, FieldKind, ForeignEdit, InitialMerge, Key, Lsn, MappingDef, MappingId,
-    Notice, Policy, Position, Side, Str, StreamId, Transaction, TruncatePolicy, Value, Who,
-};
+use support::contact::catalog;
+use support::{Samples, failed, io, number, print_head, print_line, sample};
+use tidelock::change::{FieldId, Key, Lsn, MappingId, Notice, Position, Side, Str, StreamId, Transaction, Value, Who};
 use tidelock::clock;
 use tidelock::config::Numbers;
 use tidelock::demo::server::{PostgresServer, SUPERUSER, ServerSettings};
@@ -42,8 +40,6 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 const PUBLICATION: &str = "bench";
-const SCHEMA: &str = "public";
-const TABLE: &str = "contact";
 /// What tells the program that it is to replay a log, and how.
 const REPLAY: &str = "TIDELOCK_BENCH_REPLAY";
 const EXPECTED: &str = "TIDELOCK_BENCH_EXPECTED";
@@ -89,6 +85,7 @@ const CONTENT: &str = "SELECT count(*) || ' rows, ' || sum(hashtextextended(
     (sfid, firstname, lastname, email, phone, accountid, amount, systemmodstamp, description)::text, 0)) FROM contact";
 
 fn main() -> ExitCode {
+    tidelock::allocator::share_arenas();
     if support::is_test() {
         return ExitCode::SUCCESS;
     }
@@ -110,51 +107,6 @@ fn runtime() -> Result<Runtime> {
 }
 
 // -- the log ---------------------------------------------------------------------------------------------------------------
-
-/// Every column but the primary key is mapped; Salesforce alone decides.
-fn catalog() -> Catalog {
-    let text = |length| FieldKind::Text { length };
-    let fields = [
-        ("Id", "sfid", FieldKind::Id),
-        ("FirstName", "firstname", text(40)),
-        ("LastName", "lastname", text(80)),
-        ("Email", "email", text(80)),
-        ("Phone", "phone", text(40)),
-        ("AccountId", "accountid", FieldKind::Reference { to: vec!["Account".into()] }),
-        ("Amount", "amount", FieldKind::Number { scale: 2 }),
-        ("SystemModstamp", "systemmodstamp", FieldKind::DateTime),
-        ("Description", "description", text(32_000)),
-    ];
-    let field = |(n, (name, column, kind)): (usize, (&str, &str, FieldKind))| FieldDef {
-        id: FieldId(n as u16),
-        name: name.into(),
-        column: column.into(),
-        kind,
-        policy: Policy::LastWriteWins,
-        owner: None,
-        foreign_edit: ForeignEdit::Revert,
-        createable: true,
-        updateable: true,
-    };
-    let next_field = FieldId(fields.len() as u16);
-    let mapping = MappingDef {
-        id: MappingId(0),
-        name: TABLE.into(),
-        sobject: "Contact".into(),
-        schema: SCHEMA.into(),
-        table: TABLE.into(),
-        key_columns: vec!["id".into()],
-        fields: fields.into_iter().enumerate().map(field).collect(),
-        next_field,
-        owner: Some(Side::Salesforce),
-        external_id: None,
-        delete: DeletePolicy::default(),
-        truncate: TruncatePolicy::default(),
-        initial_merge: InitialMerge::default(),
-        rank: 0,
-    };
-    Catalog { mappings: vec![mapping], next_mapping: MappingId(1), ..Catalog::default() }
-}
 
 fn salesforce_id(n: u64) -> Str {
     format!("003{n:012}AAA").into()
@@ -254,7 +206,7 @@ async fn prepare(directory: &Path, rows: u64) -> Result<()> {
     let (ledger, thread) = ledger::start(log, clock::system())?;
     let streams = ledger
         .run(|core| {
-            core.configure(&catalog())?;
+            core.configure(&catalog(Some(Side::Salesforce)))?;
             Ok([core.open_stream(Side::Postgres, "bench")?.stream, core.open_stream(Side::Salesforce, "bench")?.stream])
         })
         .await?;
@@ -630,7 +582,8 @@ impl<'a> Bench<'a> {
 
 /// What `tidelock init` does for a table that is there.
 fn install(base: &Sql<'_>) -> Result<()> {
-    let mut wanted = install::Installation::new(&catalog(), "tidelock_bench", &[], Numbers::Numeric);
+    let mut wanted =
+        install::Installation::new(&catalog(Some(Side::Salesforce)), "tidelock_bench", &[], Numbers::Numeric);
     wanted.tables.iter_mut().for_each(|table| table.statements.clear());
     base.runtime.block_on(async {
         let steps = install::plan(&base.session, &wanted).await?;
@@ -651,19 +604,4 @@ fn wait_for_line(child: &mut Child) -> Result<()> {
 
 fn last(sampler: JoinHandle<f64>) -> f64 {
     sampler.join().unwrap_or_default()
-}
-
-/// Looks at a process until it has gone or `ended`; returns what was seen last.
-fn sample(ended: Arc<AtomicBool>, process: u32, look: fn(u32) -> Option<f64>) -> JoinHandle<f64> {
-    std::thread::spawn(move || {
-        let mut last = f64::NAN;
-        while let Some(seen) = look(process) {
-            last = seen;
-            if ended.load(Ordering::Relaxed) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        last
-    })
 }

@@ -19,11 +19,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use secrecy::{ExposeSecret as _, SecretString};
-use support::{Samples, failed, io, number, print_head, print_line};
-use tidelock::change::{
-    Catalog, DeletePolicy, FieldDef, FieldId, FieldKind, ForeignEdit, InitialMerge, MappingDef, MappingId, Policy,
-    Side, TruncatePolicy,
-};
+use support::contact::{SCHEMA, TABLE, catalog};
+use support::{Samples, failed, io, number, print_head, print_line, sample};
+use tidelock::change::Side;
 use tidelock::clock;
 use tidelock::demo::server::{PostgresServer, SUPERUSER, ServerSettings};
 use tidelock::error::Result;
@@ -36,8 +34,6 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 const PUBLICATION: &str = "bench";
-const SCHEMA: &str = "public";
-const TABLE: &str = "contact";
 /// What tells the program that it is to drain a slot, and how.
 const CONSUME: &str = "TIDELOCK_BENCH_CONSUME";
 const EXPECTED: &str = "TIDELOCK_BENCH_EXPECTED";
@@ -94,51 +90,6 @@ fn runtime() -> Result<Runtime> {
 
 // -- the consumer: a process of its own ------------------------------------------------------------------------------------
 
-/// Every column but the primary key is mapped.
-fn catalog() -> Catalog {
-    let text = |length| FieldKind::Text { length };
-    let fields = [
-        ("Id", "sfid", FieldKind::Id),
-        ("FirstName", "firstname", text(40)),
-        ("LastName", "lastname", text(80)),
-        ("Email", "email", text(80)),
-        ("Phone", "phone", text(40)),
-        ("AccountId", "accountid", FieldKind::Reference { to: vec!["Account".into()] }),
-        ("Amount", "amount", FieldKind::Number { scale: 2 }),
-        ("SystemModstamp", "systemmodstamp", FieldKind::DateTime),
-        ("Description", "description", text(32_000)),
-    ];
-    let field = |(n, (name, column, kind)): (usize, (&str, &str, FieldKind))| FieldDef {
-        id: FieldId(n as u16),
-        name: name.into(),
-        column: column.into(),
-        kind,
-        policy: Policy::LastWriteWins,
-        owner: None,
-        foreign_edit: ForeignEdit::Revert,
-        createable: true,
-        updateable: true,
-    };
-    let next_field = FieldId(fields.len() as u16);
-    let mapping = MappingDef {
-        id: MappingId(0),
-        name: "contact".into(),
-        sobject: "Contact".into(),
-        schema: SCHEMA.into(),
-        table: TABLE.into(),
-        key_columns: vec!["id".into()],
-        fields: fields.into_iter().enumerate().map(field).collect(),
-        next_field,
-        owner: None,
-        external_id: None,
-        delete: DeletePolicy::default(),
-        truncate: TruncatePolicy::default(),
-        initial_merge: InitialMerge::default(),
-        rank: 0,
-    };
-    Catalog { mappings: vec![mapping], next_mapping: MappingId(1), ..Catalog::default() }
-}
-
 /// Drains a slot into a new log until so many changes are durable, says so, and ends in order.
 async fn consume(slot: String) -> Result<()> {
     let expected = number(EXPECTED, 0);
@@ -146,7 +97,7 @@ async fn consume(slot: String) -> Result<()> {
     let clock = clock::system();
     let log: SharedLog = Arc::new(RocksLog::open_or_create(&directory, RocksOptions::default())?);
     let (ledger, thread) = ledger::start(log, Arc::clone(&clock))?;
-    let catalog = catalog();
+    let catalog = catalog(None);
     let wanted = catalog.clone();
     let opened = ledger
         .run(move |core| {
@@ -402,19 +353,4 @@ impl<'a> Bench<'a> {
         }
         Ok(None)
     }
-}
-
-/// Looks at a process until it has gone or `ended`; returns what was seen last.
-fn sample(ended: Arc<AtomicBool>, process: u32, look: fn(u32) -> Option<f64>) -> JoinHandle<f64> {
-    std::thread::spawn(move || {
-        let mut last = f64::NAN;
-        while let Some(seen) = look(process) {
-            last = seen;
-            if ended.load(Ordering::Relaxed) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        last
-    })
 }

@@ -241,6 +241,7 @@ fn run(sizes: &Sizes) -> Result<Vec<Kinds>> {
 }
 
 fn main() -> ExitCode {
+    tidelock::allocator::share_arenas();
     if support::is_test() {
         return ExitCode::SUCCESS;
     }

@@ -3,9 +3,14 @@
 // Each benchmark is a program of its own and uses what it needs of this.
 #![allow(dead_code)]
 
+pub(crate) mod contact;
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tidelock::error::{Error, Kind, Result};
@@ -181,4 +186,19 @@ pub(crate) async fn until(what: &str, within: Duration, mut done: impl AsyncFnMu
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
+}
+
+/// Looks at a process until it has gone or `ended`; returns what was seen last.
+pub(crate) fn sample(ended: Arc<AtomicBool>, process: u32, look: fn(u32) -> Option<f64>) -> JoinHandle<f64> {
+    std::thread::spawn(move || {
+        let mut last = f64::NAN;
+        while let Some(seen) = look(process) {
+            last = seen;
+            if ended.load(Ordering::Relaxed) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        last
+    })
 }
