@@ -15,7 +15,9 @@ use super::ours::Ours;
 use super::plan::{Columns, Plan};
 use super::truncates;
 use super::watermark::{BACKFILL_PREFIX, ChunkOutcome, Closed, Windows};
-use crate::change::{Catalog, Key, Lsn, MappingId, Position, Side, Str, StreamId, Transaction, TruncatePolicy, Who};
+use crate::change::{
+    Catalog, Key, Lsn, MappingDef, MappingId, Position, Side, Str, StreamId, Transaction, TruncatePolicy, Who,
+};
 use crate::clock::Micros;
 use crate::error::{Error, Kind, Result};
 use crate::flow::{Batch, Event, Item, Own, Row, RowOperation};
@@ -78,6 +80,10 @@ struct Open {
     whole: bool,
 }
 
+/// Relations by oid: none for those that are not mapped; of those that do not fit, what is wrong. That matters only when a row of
+/// theirs comes: a table that was changed in a subtransaction which was rolled back is told as well.
+type Relations = HashMap<u32, Result<Option<Plan>, String>>;
+
 /// Turns messages into events.
 #[derive(Debug)]
 pub(super) struct Assembler {
@@ -85,8 +91,7 @@ pub(super) struct Assembler {
     link: String,
     catalog: Arc<Catalog>,
     decoder: Decoder,
-    /// Relations by oid; none for those that are not mapped.
-    relations: HashMap<u32, Option<Plan>>,
+    relations: Relations,
     /// Domains and what they are made of.
     base_types: HashMap<u32, u32>,
     open: Option<Open>,
@@ -234,7 +239,10 @@ impl Assembler {
             Message::Delete { relation, old, .. } => self.delete(relation, &old),
             Message::Begin { final_lsn, committed_at, xid } => self.begin(final_lsn, committed_at, xid),
             Message::Commit { commit_lsn, end_lsn, .. } => self.commit(commit_lsn, end_lsn),
-            Message::Relation { relation, .. } => self.relation(&relation),
+            Message::Relation { relation, .. } => {
+                self.relation(&relation);
+                Ok(())
+            }
             Message::Type { oid, schema, name, .. } => {
                 if schema == "pg_catalog"
                     && let Some(base) = builtin_type_oid(name)
@@ -299,17 +307,13 @@ impl Assembler {
         Ok(())
     }
 
-    fn relation(&mut self, message: &RelationMessage<'_>) -> Result<()> {
+    fn relation(&mut self, message: &RelationMessage<'_>) {
         let mapping = self.catalog.mappings.iter().find(|m| m.schema == message.schema && m.table == message.name);
-        let plan = match mapping {
-            Some(mapping) => {
-                let unread = self.windows.unread(mapping.id);
-                Some(Plan::compile(mapping, &Relation::from(message), &self.base_types, unread)?)
-            }
-            None => None,
+        let compile = |mapping: &MappingDef| {
+            let unread = self.windows.unread(mapping.id);
+            Plan::compile(mapping, &Relation::from(message), &self.base_types, unread)
         };
-        self.relations.insert(message.oid, plan);
-        Ok(())
+        self.relations.insert(message.oid, mapping.map(compile).transpose());
     }
 
     fn insert(&mut self, relation: u32, new: &Tuple<'_>) -> Result<()> {
@@ -493,13 +497,14 @@ fn malformed(error: DecodeError) -> Error {
 
 /// The plan of a relation; none if it is not mapped. One that lacks a column serves until a backfill has begun to read that:
 /// every change after it has the column.
-fn plan<'a>(relations: &'a HashMap<u32, Option<Plan>>, windows: &Windows, oid: u32) -> Result<Option<&'a Plan>> {
+fn plan<'a>(relations: &'a Relations, windows: &Windows, oid: u32) -> Result<Option<&'a Plan>> {
     match relations.get(&oid) {
-        Some(Some(plan)) => match plan.lacks() {
+        Some(Ok(Some(plan))) => match plan.lacks() {
             Some(missing) if windows.unread(plan.mapping).is_none() => Err(Error::new(Kind::Configuration, missing)),
             _ => Ok(Some(plan)),
         },
-        Some(None) => Ok(None),
+        Some(Ok(None)) => Ok(None),
+        Some(Err(message)) => Err(Error::new(Kind::Configuration, message.clone())),
         None => {
             Err(Error::new(Kind::Protocol, "a change of a relation that was not announced in the replication stream"))
         }

@@ -49,13 +49,12 @@ impl Plan {
         relation: &Relation,
         base_types: &HashMap<u32, u32>,
         unread: Option<FieldId>,
-    ) -> Result<Self> {
+    ) -> Result<Self, String> {
         let table = format!("{}.{}", relation.schema, relation.name);
         let find = |name: &str| relation.columns.iter().position(|c| c.name == name);
         let mut key = SmallVec::new();
         for name in &mapping.key_columns {
-            let column = find(name)
-                .ok_or_else(|| Error::new(Kind::Configuration, missing_column(mapping, &table, name, "its key")))?;
+            let column = find(name).ok_or_else(|| missing_column(mapping, &table, name, "its key"))?;
             if relation.replica_identity == ReplicaIdentity::Nothing
                 || !relation.columns.get(column).is_some_and(|c| c.is_key)
             {
@@ -72,7 +71,7 @@ impl Plan {
             let Some(column) = find(&field.column) else {
                 let missing = missing_column(mapping, &table, &field.column, &field.name);
                 if unread.is_none_or(|first| field.id < first) {
-                    return Err(Error::new(Kind::Configuration, missing));
+                    return Err(missing);
                 }
                 lacks = Some(missing);
                 continue;
@@ -174,11 +173,10 @@ fn missing_column(mapping: &MappingDef, table: &str, column: &str, field: &str) 
     )
 }
 
-fn no_identity(mapping: &MappingDef, table: &str, column: &str) -> Error {
-    let message = format!(
+fn no_identity(mapping: &MappingDef, table: &str, column: &str) -> String {
+    format!(
         "the key column `{column}` of the mapping `{}` is not of the replica identity of {table}, so updates and deletes \
          would not name their rows; give the table a primary key on it, or REPLICA IDENTITY FULL",
         mapping.name
-    );
-    Error::new(Kind::Configuration, message)
+    )
 }

@@ -48,9 +48,12 @@ async fn streamed_transactions_are_told_like_whole_ones() {
     one.batch_execute(begin).await.unwrap();
     one.batch_execute(&rows(1, 2_000)).await.unwrap();
     two.batch_execute("INSERT INTO t VALUES (100001)").await.unwrap();
-    one.batch_execute(&format!("SAVEPOINT a; ALTER TABLE t ADD more int; {}; SAVEPOINT b", rows(2_001, 4_000)))
-        .await
-        .unwrap();
+    one.batch_execute(&format!(
+        "SAVEPOINT a; ALTER TABLE t ADD more int, DROP other; {}; SAVEPOINT b",
+        rows(2_001, 4_000)
+    ))
+    .await
+    .unwrap();
     one.batch_execute(&format!("{}; ROLLBACK TO a", rows(4_001, 5_000))).await.unwrap();
     one.batch_execute(&format!("SAVEPOINT c; {}; RELEASE c", rows(5_001, 7_000))).await.unwrap();
     one.batch_execute(
