@@ -85,7 +85,6 @@ const CONTENT: &str = "SELECT count(*) || ' rows, ' || sum(hashtextextended(
     (sfid, firstname, lastname, email, phone, accountid, amount, systemmodstamp, description)::text, 0)) FROM contact";
 
 fn main() -> ExitCode {
-    tidelock::allocator::share_arenas();
     if support::is_test() {
         return ExitCode::SUCCESS;
     }

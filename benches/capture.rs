@@ -67,7 +67,6 @@ BEGIN
 END $$;";
 
 fn main() -> ExitCode {
-    tidelock::allocator::share_arenas();
     if support::is_test() {
         return ExitCode::SUCCESS;
     }

@@ -43,7 +43,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 const VISIBLE_WITHIN: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
-    tidelock::allocator::share_arenas();
     if support::is_test() {
         return ExitCode::SUCCESS;
     }

@@ -241,7 +241,6 @@ fn run(sizes: &Sizes) -> Result<Vec<Kinds>> {
 }
 
 fn main() -> ExitCode {
-    tidelock::allocator::share_arenas();
     if support::is_test() {
         return ExitCode::SUCCESS;
     }

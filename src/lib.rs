@@ -35,7 +35,7 @@
 //! 7. Every captured change is current, was replaced by an edit whose author had seen it, or is a loser on record, parked, or
 //!    a dead letter.
 
-pub mod allocator;
+mod allocator;
 pub mod app;
 pub mod audit;
 pub mod backoff;

@@ -14,7 +14,6 @@ use tidelock::cli::{Cli, complain, log_output};
 const INTERRUPTED: u8 = 130;
 
 fn main() {
-    tidelock::allocator::share_arenas();
     let cli = Cli::parse();
     let quiet = if cli.is_interactive() { "warn" } else { "info" };
     let filter = EnvFilter::try_from_env("TIDELOCK_LOG").unwrap_or_else(|_| EnvFilter::new(quiet));

@@ -1,5 +1,6 @@
-//! Record states as bytes, version 1. What a side holds is most often the current value, which then costs one bit; when a
-//! register was written is told relative to the record's last event, and most often at once with others.
+//! Record states as bytes, version 2. What a side holds is most often the current value, which then costs one bit. A register was
+//! most often written at once with the one before it, which costs one bit more; when that was is told relative to the record's
+//! last event.
 
 use crate::change::codec::{CodecError, Reader, Writer};
 use crate::change::{ConflictKind, FieldId, Key, MappingId, Offset, Side, TicketValue, WriteKind};
@@ -7,7 +8,7 @@ use crate::clock::Micros;
 
 use super::state::{Dots, Held, InFlight, Parked, RecordState, Refused, Register};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const WRITES: [WriteKind; 3] = [WriteKind::Create, WriteKind::Update, WriteKind::Delete];
 const CONFLICTS: [ConflictKind; 7] = [
     ConflictKind::InsertExists,
@@ -33,10 +34,12 @@ impl RecordState {
             w.int(*at);
         }
         let last = newest(self.last_commit);
-        register(&self.existence, last, w);
+        register(&self.existence, None, last, w);
+        let mut before = &self.existence;
         w.list(&self.fields, |w, (field, r)| {
             w.uint(u64::from(field.0));
-            register(r, last, w);
+            register(r, Some(before), last, w);
+            before = r;
         });
         for ticket in &self.in_flight {
             w.option(ticket.as_ref(), in_flight);
@@ -63,9 +66,18 @@ impl RecordState {
         state.last_commit = [r.int()?, r.int()?];
         state.image_at = [r.int()?, r.int()?];
         let last = newest(state.last_commit);
+        let existence = read_register(r, None, last)?;
+        let count = r.count()?;
+        let mut fields: Vec<(FieldId, Register)> = Vec::with_capacity(count.min(FIELDS_AT_ONCE));
+        for _ in 0..count {
+            let before = fields.last().map_or(&existence, |(_, register)| register);
+            let field = FieldId(r.small()?);
+            let register = read_register(r, Some(before), last)?;
+            fields.push((field, register));
+        }
         let state = Self {
-            existence: read_register(r, last)?,
-            fields: r.list(|r| Ok((FieldId(r.small()?), read_register(r, last)?)))?,
+            existence,
+            fields,
             in_flight: [r.option(read_in_flight)?, r.option(read_in_flight)?],
             closed: r.list(read_in_flight)?,
             refused: [r.option(read_refused)?, r.option(read_refused)?],
@@ -94,13 +106,23 @@ fn read_dots(r: &mut Reader<'_>) -> Result<Dots, CodecError> {
 const HELD_CURRENT: [u8; 2] = [1, 2];
 const PARKED: u8 = 4;
 const IGNORED: [u8; 2] = [8, 16];
+/// The register was written when the one before it was, and by the same changes.
+const WRITTEN_ALIKE: u8 = 32;
+
+/// Fields that memory is taken for before they are read.
+const FIELDS_AT_ONCE: usize = 64;
 
 fn newest(last_commit: [Micros; 2]) -> Micros {
     last_commit[0].max(last_commit[1])
 }
 
-fn register(register: &Register, last: Micros, w: &mut Writer) {
-    let mut flags = 0;
+fn written_alike(a: &Register, b: &Register) -> bool {
+    a.written_at == b.written_at && a.dots == b.dots && a.held.iter().zip(&b.held).all(|(a, b)| a.dot == b.dot)
+}
+
+fn register(register: &Register, before: Option<&Register>, last: Micros, w: &mut Writer) {
+    let alike = before.is_some_and(|before| written_alike(register, before));
+    let mut flags = if alike { WRITTEN_ALIKE } else { 0 };
     for side in Side::BOTH {
         if register.held(side).value == register.current {
             flags |= HELD_CURRENT[side.index()];
@@ -114,14 +136,15 @@ fn register(register: &Register, last: Micros, w: &mut Writer) {
     }
     w.byte(flags);
     w.value(&register.current);
-    dots(&register.dots, w);
-    w.int(last.wrapping_sub(register.written_at));
+    if !alike {
+        dots(&register.dots, w);
+        w.int(last.wrapping_sub(register.written_at));
+        register.held.iter().for_each(|held| w.dot(held.dot));
+    }
     for side in Side::BOTH {
-        let held = register.held(side);
         if flags & HELD_CURRENT[side.index()] == 0 {
-            w.value(&held.value);
+            w.value(&register.held(side).value);
         }
-        w.dot(held.dot);
     }
     if let Some(parked) = &register.parked {
         w.uint(parked.decision.0);
@@ -132,16 +155,18 @@ fn register(register: &Register, last: Micros, w: &mut Writer) {
     }
 }
 
-fn read_register(r: &mut Reader<'_>, last: Micros) -> Result<Register, CodecError> {
+fn read_register(r: &mut Reader<'_>, before: Option<&Register>, last: Micros) -> Result<Register, CodecError> {
     let flags = r.byte()?;
     let current = r.value()?;
-    let dots = read_dots(r)?;
-    let written_at = last.wrapping_sub(r.int()?);
-    let mut held = |side: Side| -> Result<Held, CodecError> {
-        let value = if flags & HELD_CURRENT[side.index()] == 0 { r.value()? } else { current.clone() };
-        Ok(Held { value, dot: r.dot()? })
+    let (dots, written_at, [postgres, salesforce]) = match before.filter(|_| flags & WRITTEN_ALIKE != 0) {
+        Some(before) => (before.dots.clone(), before.written_at, Side::BOTH.map(|side| before.held(side).dot)),
+        None => (read_dots(r)?, last.wrapping_sub(r.int()?), [r.dot()?, r.dot()?]),
     };
-    let held = [held(Side::Postgres)?, held(Side::Salesforce)?];
+    let mut held = |side: Side, dot| -> Result<Held, CodecError> {
+        let value = if flags & HELD_CURRENT[side.index()] == 0 { r.value()? } else { current.clone() };
+        Ok(Held { value, dot })
+    };
+    let held = [held(Side::Postgres, postgres)?, held(Side::Salesforce, salesforce)?];
     let parked = if flags & PARKED == 0 {
         None
     } else {

@@ -87,7 +87,7 @@ impl Writer {
     }
 
     /// A counted list.
-    pub fn list<T>(&mut self, items: &[T], mut write: impl FnMut(&mut Self, &T)) {
+    pub fn list<'a, T>(&mut self, items: &'a [T], mut write: impl FnMut(&mut Self, &'a T)) {
         self.uint(items.len() as u64);
         for item in items {
             write(self, item);

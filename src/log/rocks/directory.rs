@@ -25,7 +25,7 @@ use crate::error::{Error, Kind, Result};
 use crate::log::frame::hex;
 
 /// The format of the directory that this program writes.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 const MARKER: &str = "tidelock.log";
 const LOCK: &str = "tidelock.lock";

@@ -36,9 +36,7 @@ use failure::Doing;
 pub use options::RocksOptions;
 use options::{BY_RECORD, BY_TRANSACTION, LOG, META, STATE, Tuning};
 
-/// The tip's key, among the entries and after them all. Since every file of entries thus ends with it, they overlap, and are
-/// merged into large files instead of being moved down one by one: a log of any length has a moderate number of files.
-const TIP: &[u8] = &[u8::MAX; 9];
+const TIP: &[u8] = b"tip";
 const GENERATION: &[u8] = b"generation";
 
 /// A buffer larger than this is not kept for the next append.
@@ -270,7 +268,7 @@ impl RocksLog {
         let get =
             |family, key| self.db.get_pinned_cf(self.family(family)?, key).map_err(|e| self.failed(Doing::Reading, e));
         let generation = get(META, GENERATION)?.is_some_and(|value| value.as_ref() == [1]);
-        let tip = match get(LOG, TIP)? {
+        let tip = match get(META, TIP)? {
             None => Tip { tail: Offset(0), chain: GENESIS },
             Some(value) => Tip::decode(&value).ok_or_else(|| {
                 let text = format!(
@@ -476,7 +474,7 @@ impl ChangeLog for RocksLog {
             new = Tip { tail: new.tail.next(), chain: frame::chain(&new.chain, entry.body) };
         }
         derived.fill(&mut batch, tip.tail, append);
-        batch.put_cf(log, TIP, new.encode());
+        batch.put_cf(self.family(META)?, TIP, new.encode());
         frame.clear();
         frame.shrink_to(BUFFER_BYTES_KEPT);
         self.write(batch, Durable::Now)?;

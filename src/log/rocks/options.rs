@@ -7,8 +7,8 @@
 //! - **Memory** is bounded, whatever the stream's length: the block cache, which index and filter blocks live in too, and the
 //!   write buffers, which are charged to it. Each family has a write buffer of its own size, so that a family which grows little
 //!   is not written out as often as the others. Open files are bounded as well.
-//! - **Stalls.** Entries arrive in key order, so the log is rewritten little: several files of level 0 and the last one below
-//!   make a few large ones. Only the state and the indexes are really compacted, and may fall behind by many level 0 files
+//! - **Stalls.** Entries arrive in key order, so they are rewritten once: several files of level 0 make a large one. Only the state
+//!   and the indexes are really compacted, and may fall behind by many level 0 files
 //!   before writes are slowed down. Level 0 is not compressed, so that writing a buffer out costs little; nor are the state
 //!   and the indexes at all, since reading a record's state must not cost a block's decompression.
 
@@ -17,7 +17,7 @@ use rocksdb::{
     DataBlockIndexType, InfoLogger, LogLevel, LruCacheOptions, Options, UniversalCompactOptions, WriteBufferManager,
 };
 
-/// The entries: big-endian offset to frame. After them the tip.
+/// The entries: big-endian offset to frame.
 pub(super) const LOG: &str = "log";
 /// The state: key to value, one family for each of two generations.
 pub(super) const STATE: [&str; 2] = ["state.0", "state.1"];
@@ -25,7 +25,7 @@ pub(super) const STATE: [&str; 2] = ["state.0", "state.1"];
 pub(super) const BY_RECORD: [&str; 2] = ["by_record.0", "by_record.1"];
 /// Transaction key to big-endian offset, for each generation.
 pub(super) const BY_TRANSACTION: [&str; 2] = ["by_transaction.0", "by_transaction.1"];
-/// Which generation is in force.
+/// Which generation is in force, and where the log ends.
 pub(super) const META: &str = rocksdb::DEFAULT_COLUMN_FAMILY_NAME;
 
 /// How much the log may use.
@@ -111,8 +111,9 @@ impl Tuning {
             ColumnFamilyDescriptor::new(LOG, self.log()),
         ];
         for generation in 0..2 {
-            families.push(ColumnFamilyDescriptor::new(STATE[generation], self.state()));
-            families.push(ColumnFamilyDescriptor::new(BY_RECORD[generation], self.family(0.08, 8 << 10, false)));
+            families.push(ColumnFamilyDescriptor::new(STATE[generation], by_size(self.family(0.5, 4 << 10, true))));
+            families
+                .push(ColumnFamilyDescriptor::new(BY_RECORD[generation], by_size(self.family(0.08, 8 << 10, false))));
             families.push(ColumnFamilyDescriptor::new(BY_TRANSACTION[generation], self.family(0.05, 4 << 10, true)));
         }
         families
@@ -127,16 +128,6 @@ impl Tuning {
         let mut levels = [DBCompressionType::Lz4; 7];
         levels[0] = DBCompressionType::None;
         options.set_compression_per_level(&levels);
-        options
-    }
-
-    /// Values that are replaced all the time, in no order: to merge what is alike in size rewrites them least.
-    fn state(&self) -> Options {
-        let mut options = self.family(0.5, 4 << 10, true);
-        let mut universal = UniversalCompactOptions::default();
-        universal.set_size_ratio(10);
-        options.set_compaction_style(DBCompactionStyle::Universal);
-        options.set_universal_compaction_options(&universal);
         options
     }
 
@@ -173,4 +164,13 @@ impl Tuning {
         options.set_compression_type(DBCompressionType::None);
         options
     }
+}
+
+/// For what comes in no order, and may be replaced all the time: to merge what is alike in size rewrites it least.
+fn by_size(mut options: Options) -> Options {
+    let mut universal = UniversalCompactOptions::default();
+    universal.set_size_ratio(10);
+    options.set_compaction_style(DBCompactionStyle::Universal);
+    options.set_universal_compaction_options(&universal);
+    options
 }

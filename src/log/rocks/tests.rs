@@ -101,14 +101,14 @@ fn a_directory_that_is_no_log_is_told_so() {
 }
 
 #[test]
-fn a_log_of_a_newer_format_is_refused() {
+fn a_log_of_another_format_is_refused() {
     let place = place();
     drop(create(&place.path));
     let marker = place.path.join("tidelock.log");
     let text = fs::read_to_string(&marker).unwrap();
     for (changed, words) in [
-        (text.replace("format = 1", "format = 2"), "it has format 2"),
-        (text.replace("format = 1", "format = x"), "damaged"),
+        (text.replace("format = 2", "format = 1"), "it has format 1"),
+        (text.replace("format = 2", "format = x"), "damaged"),
         (text.replace("tidelock change log", "fortune cookies"), "not a marker"),
         (String::new(), "not a marker"),
     ] {
@@ -160,7 +160,7 @@ fn the_end_is_checked_when_it_is_opened() {
         ("offset 9", |log| log.tamper(Offset(9), |frame| frame[40] ^= 1)),
         ("offset 9", |log| log.db.delete_cf(log.family(LOG).unwrap(), 9_u64.to_be_bytes()).unwrap()),
         ("offset 10", |log| log.db.put_cf(log.family(LOG).unwrap(), 10_u64.to_be_bytes(), b"x").unwrap()),
-        ("recorded properly", |log| log.db.put_cf(log.family(LOG).unwrap(), TIP, b"x").unwrap()),
+        ("recorded properly", |log| log.db.put_cf(log.family(META).unwrap(), TIP, b"x").unwrap()),
     ];
     for (words, damage) in damages {
         let place = place();
