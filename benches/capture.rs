@@ -19,21 +19,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use secrecy::{ExposeSecret as _, SecretString};
-use support::contact::{SCHEMA, TABLE, catalog};
+use support::capturing::{Capturing, PUBLICATION};
+use support::contact::{SCHEMA, TABLE};
 use support::{Samples, failed, io, number, print_head, print_line, sample};
 use tidelock::change::Side;
-use tidelock::clock;
 use tidelock::demo::server::{PostgresServer, SUPERUSER, ServerSettings};
 use tidelock::error::Result;
-use tidelock::ledger;
-use tidelock::log::{RocksLog, RocksOptions, SharedLog};
-use tidelock::postgres::capture::{Capture, CaptureConfig, CaptureHandle};
 use tidelock::postgres::{Endpoint, Host, slot};
-use tidelock::task::Tasks;
 use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
 
-const PUBLICATION: &str = "bench";
 /// What tells the program that it is to drain a slot, and how.
 const CONSUME: &str = "TIDELOCK_BENCH_CONSUME";
 const EXPECTED: &str = "TIDELOCK_BENCH_EXPECTED";
@@ -93,49 +87,17 @@ fn runtime() -> Result<Runtime> {
 async fn consume(slot: String) -> Result<()> {
     let expected = number(EXPECTED, 0);
     let directory = std::env::var_os(LOG).map(PathBuf::from).ok_or_else(|| failed("no directory for the log"))?;
-    let clock = clock::system();
-    let log: SharedLog = Arc::new(RocksLog::open_or_create(&directory, RocksOptions::default())?);
-    let (ledger, thread) = ledger::start(log, Arc::clone(&clock))?;
-    let catalog = catalog(None);
-    let wanted = catalog.clone();
-    let opened = ledger
-        .run(move |core| {
-            core.configure(&wanted)?;
-            core.open_stream(Side::Postgres, "bench")
-        })
-        .await?;
-    let cancel = CancellationToken::new();
-    let config = CaptureConfig {
-        endpoint: endpoint_from_env(),
-        slot,
-        publication: PUBLICATION.into(),
-        link: "bench".into(),
-        stream: opened.stream,
-        catalog: Arc::new(catalog),
-        unread: Vec::new(),
-        published: None,
-        row_filters: false,
-        spool: Some(directory.join("spool")),
-        durable: None,
-        timeline: None,
-        heartbeat: None,
-        clock,
-    };
-    let mut tasks = Tasks::new(cancel.clone());
-    let (to, stop) = (ledger.clone(), cancel.clone());
-    tasks.spawn("capture", async move { Capture::new(config, CaptureHandle::new()).run(&to, stop).await });
-    let mut status = ledger.status();
-    tasks.spawn("wait", async move {
+    let mut capturing = Capturing::start(endpoint_from_env(), slot, &directory).await?;
+    let mut status = capturing.ledger.status();
+    let cancel = capturing.cancel.clone();
+    capturing.tasks.spawn("wait", async move {
         let all = status.wait_for(|s| s.counts.changes[Side::Postgres.index()] >= expected).await;
         all.map_err(|_| failed("the log was closed too early"))?;
         println!("{DURABLE}");
         cancel.cancel();
         Ok(())
     });
-    tasks.run(Duration::from_mins(1)).await?;
-    let captured = ledger.status().borrow().counts.changes[Side::Postgres.index()];
-    drop(ledger);
-    thread.join().map_err(|_| failed("the ledger panicked"))?;
+    let captured = capturing.run().await?;
     if captured == expected { Ok(()) } else { Err(failed(format!("{captured} changes captured, {expected} expected"))) }
 }
 

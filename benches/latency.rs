@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
-use support::{Samples, failed, number, until};
+use support::{Samples, failed, number, print_times, print_times_head, until};
 use tidelock::app::{self, Link};
 use tidelock::config::Config;
 use tidelock::demo::world::{Size, World};
@@ -126,7 +126,7 @@ async fn measure(world: &World, per_second: u64, seconds: u64, rounds: u64) -> R
     let looking = Session::open(&world.server.tcp_endpoint()).await?;
     let accounts = ids(&session, "account").await?;
     let contacts = ids(&session, "contact").await?;
-    println!("{:<30}{:>8}{:>10}{:>10}{:>10}{:>10}", "milliseconds", "changes", "p50", "p95", "p99", "max");
+    print_times_head();
     let mut all = [Samples::default(), Samples::default()];
     for round in 0..rounds {
         // Numbers only grow, so that a later value can be told from an earlier one.
@@ -139,20 +139,15 @@ async fn measure(world: &World, per_second: u64, seconds: u64, rounds: u64) -> R
             edit_postgres(&session, &accounts, &edits, &out),
             edit_salesforce(&world.org, &contacts, &edits, &back),
         )?;
-        print(&format!("PostgreSQL -> Salesforce, {}", round + 1), &to_salesforce);
-        print(&format!("Salesforce -> PostgreSQL, {}", round + 1), &to_postgres);
+        print_times(&format!("PostgreSQL -> Salesforce, {}", round + 1), &to_salesforce, 1);
+        print_times(&format!("Salesforce -> PostgreSQL, {}", round + 1), &to_postgres, 1);
         all[0].extend(&to_salesforce);
         all[1].extend(&to_postgres);
     }
-    print("PostgreSQL -> Salesforce, all", &all[0]);
-    print("Salesforce -> PostgreSQL, all", &all[1]);
+    print_times("PostgreSQL -> Salesforce, all", &all[0], 1);
+    print_times("Salesforce -> PostgreSQL, all", &all[1], 1);
     session.close().await?;
     looking.close().await
-}
-
-fn print(what: &str, samples: &Samples) {
-    let [p50, p95, p99, max] = [0.5, 0.95, 0.99, 1.0].map(|q| samples.quantile(q));
-    println!("{what:<30}{:>8}{p50:>10.1}{p95:>10.1}{p99:>10.1}{max:>10.1}", samples.len());
 }
 
 async fn ids(session: &Session, table: &str) -> Result<Vec<String>> {

@@ -3,6 +3,7 @@
 // Each benchmark is a program of its own and uses what it needs of this.
 #![allow(dead_code)]
 
+pub(crate) mod capturing;
 pub(crate) mod contact;
 
 use std::fs;
@@ -54,7 +55,12 @@ impl Samples {
 
     /// Adds all of another's.
     pub(crate) fn extend(&mut self, other: &Self) {
-        self.0.extend(&other.0);
+        self.extend_by(other.0.iter().copied());
+    }
+
+    /// Adds many.
+    pub(crate) fn extend_by(&mut self, values: impl Iterator<Item = f64>) {
+        self.0.extend(values);
         self.0.sort_by(f64::total_cmp);
     }
 
@@ -94,6 +100,18 @@ pub(crate) fn print_head(what: &str) {
 pub(crate) fn print_line(what: &str, samples: &Samples, decimals: usize) {
     let [min, median, max] = [samples.min(), samples.median(), samples.max()];
     println!("{what:<44}{min:>12.decimals$}{median:>12.decimals$}{max:>12.decimals$}");
+}
+
+/// Prints the head of a table of times.
+pub(crate) fn print_times_head() {
+    println!("{:<30}{:>8}{:>10}{:>10}{:>10}{:>10}", "milliseconds", "changes", "p50", "p95", "p99", "max");
+}
+
+/// Prints one line of it.
+pub(crate) fn print_times(what: &str, samples: &Samples, decimals: usize) {
+    let [p50, p95, p99, max] = [0.5, 0.95, 0.99, 1.0].map(|q| samples.quantile(q));
+    let count = samples.len();
+    println!("{what:<30}{count:>8}{p50:>10.decimals$}{p95:>10.decimals$}{p99:>10.decimals$}{max:>10.decimals$}");
 }
 
 fn first_after(path: &str, prefix: &str) -> Option<String> {
