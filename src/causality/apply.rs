@@ -291,6 +291,10 @@ fn go_back(state: &mut RecordState, change: &Change) {
         // The server gives the key once more, to another row.
         state.key = None;
     }
+    if exists == Some(false) && !Side::BOTH.iter().any(|side| state.exists_at(*side)) {
+        // Nobody is left to tell the rest of it.
+        state.partial = false;
+    }
     for field in &change.fields {
         state.field_mut(field.field).held[slot] = Held { value: field.after.clone(), dot };
     }

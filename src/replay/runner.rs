@@ -497,7 +497,17 @@ impl<T: Target + 'static> Runner<T> {
             }
         };
         let side = self.side;
-        let open = self.ledger.run(move |core| core.open_writes(side)).await?;
+        let (open, applied) = self
+            .ledger
+            .run(move |core| {
+                let applied = if side == Side::Postgres { core.meta().applied } else { Offset::default() };
+                Ok((core.open_writes(side)?, applied))
+            })
+            .await?;
+        if let Some(committed) = committed.filter(|committed| *committed < applied) {
+            self.fail(&went_back(committed, applied));
+            return Ok(());
+        }
         let (done, lost): (Vec<Write>, Vec<Write>) = open
             .into_iter()
             .map(|(write, _)| write)
@@ -706,6 +716,15 @@ impl<T: Target + 'static> Runner<T> {
         }
         Ok(())
     }
+}
+
+/// A side that has less than its stream has told. Another write would hide that from whoever looks at the stream next.
+fn went_back(committed: Offset, applied: Offset) -> Error {
+    let message = format!(
+        "tidelock.replay says that the last write was {committed}, and the server has already told of {applied}: it has gone back, \
+         and nothing is written to it until its stream is opened again"
+    );
+    Error::new(Kind::StreamLost, message)
 }
 
 fn abandoned(write: &Write, side: Side, reason: &str) -> Answer {

@@ -232,3 +232,84 @@ async fn a_transaction_that_fails_gives_back_what_was_planned_behind_it() {
     drop(pool);
     thread.join().unwrap();
 }
+
+/// A database that says how far it was written.
+struct Database {
+    committed: Arc<Mutex<Offset>>,
+    written: Arc<Mutex<Vec<RecordId>>>,
+}
+
+impl Target for Database {
+    fn side(&self) -> Side {
+        Side::Postgres
+    }
+
+    fn confirmation(&self) -> Confirmation {
+        Confirmation::Transaction
+    }
+
+    fn batch_limit(&self) -> usize {
+        2
+    }
+
+    async fn resume(&mut self) -> Result<Resumed> {
+        Ok(Resumed { committed: Some(*self.committed.lock().unwrap()), told_by: None })
+    }
+
+    async fn write(&mut self, batch: &[Write]) -> Result<Vec<Written>> {
+        self.written.lock().unwrap().extend(batch.iter().map(|w| w.record));
+        Ok(vec![Written::InStream; batch.len()])
+    }
+}
+
+/// One that was put back to an earlier moment would not show it any more, once it had another write.
+#[tokio::test]
+async fn a_database_that_went_back_is_not_written_to() {
+    let log: crate::log::SharedLog = Arc::new(MemoryLog::new());
+    let pool = ReaderPool::start(Arc::clone(&log)).unwrap();
+    let (ledger, thread) = ledger::start(log, clock::system()).unwrap();
+    let applied = ledger
+        .run(|core| {
+            core.configure(&catalog(&["Phone"]))?;
+            core.open_stream(Side::Postgres, "p")?;
+            core.open_stream(Side::Salesforce, "s")?;
+            core.intake(&row(Side::Salesforce, 1, 1, RowOperation::Insert, &[(0, "x1")]))?;
+            let told: Vec<Offset> =
+                core.plan(Side::Postgres, &[RecordId(0)], Offset(0))?.iter().map(|w| w.ticket).collect();
+            let mut echo = row(Side::Postgres, 1, 1, RowOperation::Insert, &[(0, "x1")]);
+            if let crate::flow::Item::Row(row) = &mut echo.events[0].item {
+                row.own = crate::flow::Own::Marked;
+            }
+            core.intake(&echo)?;
+            core.intake(&row(Side::Salesforce, 2, 2, RowOperation::Insert, &[(0, "x2")]))?;
+            Ok(told[0])
+        })
+        .await
+        .unwrap();
+    let (committed, written) = (Arc::new(Mutex::new(Offset(applied.0 - 1))), Arc::new(Mutex::new(Vec::new())));
+    let target = Database { committed: Arc::clone(&committed), written: Arc::clone(&written) };
+    let settings = Settings { backoff_least: Duration::from_millis(1), ..Settings::default() };
+    let runner = Runner::new(vec![target], ledger.clone(), pool.reader(), clock::system(), settings, Arc::new(|| 0));
+    let status = runner.status();
+    let cancel = CancellationToken::new();
+    let mut running = JoinSet::new();
+    running.spawn(runner.run(cancel.clone()));
+    let until = async |holds: &dyn Fn() -> bool| {
+        let waiting = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.unwrap();
+    };
+    until(&|| status.failures() >= 2).await;
+    assert_eq!(*written.lock().unwrap(), []);
+    *committed.lock().unwrap() = applied;
+    until(&|| status.written() == 1).await;
+    assert_eq!(*written.lock().unwrap(), [RecordId(1)]);
+    cancel.cancel();
+    running.join_next().await.unwrap().unwrap().unwrap();
+    drop(ledger);
+    drop(pool);
+    thread.join().unwrap();
+}

@@ -53,7 +53,7 @@ impl Core {
     }
 
     /// The record that holds the external id which a row tells.
-    fn holder(&mut self, row: &Row, mapping: &MappingDef) -> Result<Option<RecordId>> {
+    pub(super) fn holder(&mut self, row: &Row, mapping: &MappingDef) -> Result<Option<RecordId>> {
         let told = row.fields.iter().find(|(field, value)| Some(*field) == mapping.external_id && !value.is_null());
         let Some((_, value)) = told else { return Ok(None) };
         self.fold.lookup(&*self.log, &keys::by_external_id(mapping.id, &value.to_string()))

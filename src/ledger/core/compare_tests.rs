@@ -201,3 +201,20 @@ fn a_row_that_was_known_in_part_is_no_other_one() {
     assert!(state.exists_at(Side::Postgres) && !state.partial && world.core.meta().next_record == RecordId(1));
     world.sound();
 }
+
+/// Nobody can tell the rest of such a row once the server does not have it any more: what is known of it is not forgotten.
+#[test]
+fn a_row_that_was_known_in_part_and_is_gone_is_made_again_as_it_is_known() {
+    let mut world = World::new();
+    world.at += 10;
+    world.core.intake(&row(Side::Postgres, world.at, 1, RowOperation::Update, &[(PHONE, "1")])).unwrap();
+    assert!(world.state(0).partial);
+    world.doubt(Some(0));
+    world.tell(Side::Postgres, 1, RowOperation::Missing, "");
+    let state = world.state(0);
+    assert!(state.exists() && !state.exists_at(Side::Postgres) && !state.partial, "{state:?}");
+    let writes = world.core.plan(Side::Salesforce, &[RecordId(0)], Offset(0)).unwrap();
+    assert_eq!(writes.len(), 1);
+    world.core.commit().unwrap();
+    world.sound();
+}

@@ -28,7 +28,7 @@ impl Core {
                 // A key that is used again after a delete names another row.
                 let reused = (row.operation == RowOperation::Insert
                     || (row.operation == RowOperation::Reread && side == Side::Postgres))
-                    && self.is_free_for_another(side, record, row)?;
+                    && self.is_free_for_another(side, record, row, mapping)?;
                 if !reused {
                     return Ok(Some(record));
                 }
@@ -67,16 +67,26 @@ impl Core {
         Ok(buried)
     }
 
-    /// Whether a row under the key of a record that is not there may be another one. While the record is being made anew, it is
-    /// so only if the row names another.
-    fn is_free_for_another(&mut self, side: Side, record: RecordId, row: &Row) -> Result<bool> {
-        let named = match &row.salesforce_id {
+    /// Whether a row under the key of a record that is not there may be another one. While we are making the record anew, a row of
+    /// ours is so only if it names another.
+    fn is_free_for_another(&mut self, side: Side, record: RecordId, row: &Row, mapping: &MappingDef) -> Result<bool> {
+        let by_id = match &row.salesforce_id {
             Some(id) => self.fold.lookup(&*self.log, &keys::by_salesforce_id(row.mapping, id))?,
             None => None,
         };
-        let names_another = named.is_some_and(|named| named != record);
+        let named = match by_id {
+            None => self.holder(row, mapping)?,
+            known => known,
+        };
+        let names_another = match named.filter(|named| *named != record) {
+            // One that lives under another key is not what the row is.
+            Some(another) => by_id.is_some() || self.free(side, another, row)?,
+            None => false,
+        };
+        let a_users = row.operation == RowOperation::Insert && !row.own.is_ours();
         let state = self.fold.record(&*self.log, record)?;
-        Ok(state.is_some_and(|s| !s.exists_at(Side::Postgres) && (names_another || s.in_flight(side).is_none())))
+        Ok(state
+            .is_some_and(|s| !s.exists_at(Side::Postgres) && (names_another || a_users || s.in_flight(side).is_none())))
     }
 
     /// Whether an image is of a Salesforce record that was deleted since, and made anew under another id.
@@ -249,3 +259,7 @@ impl Core {
         self.push(Body::Change(change)).map(|_| ())
     }
 }
+
+#[cfg(test)]
+#[path = "identity_tests.rs"]
+mod tests;

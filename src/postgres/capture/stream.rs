@@ -38,6 +38,8 @@ const IN_FLIGHT_BUSY: usize = 2;
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 /// How far the server's log may run ahead before its progress is made durable sooner.
 const PROGRESS_BYTES: u64 = 16 * 1024 * 1024;
+/// Messages of a transaction that was kept, after which it is seen what else is due.
+const SPOOLED_APART: u32 = 1_024;
 /// Statuses are sent at least this often.
 const STATUS_EVERY_MAX: Duration = Duration::from_secs(1);
 
@@ -221,14 +223,20 @@ impl<'a, S: AsyncRead + AsyncWrite + Send + Unpin, I: Intake> Stream<'a, S, I> {
         let Some(spool) = &mut self.start.spool else { return Ok(()) };
         let mut replay = spool.take(commit.xid).await?;
         self.assembler.begin(commit.commit_lsn, commit.committed_at, commit.xid)?;
+        let mut messages = 0u32;
         while let Some((message, aborted)) = replay.next().await? {
             self.assembler.apply_streamed(message, aborted)?;
-            if !self.assembler.is_full() {
+            messages = messages.wrapping_add(1);
+            if !self.assembler.is_full() && !messages.is_multiple_of(SPOOLED_APART) {
                 continue;
             }
             if cancel.is_cancelled() {
                 // It comes again as a whole.
                 return Ok(());
+            }
+            self.keep_up().await?;
+            if !self.assembler.is_full() {
+                continue;
             }
             while self.in_flight.len() >= IN_FLIGHT_MAX {
                 tokio::select! {
@@ -239,6 +247,19 @@ impl<'a, S: AsyncRead + AsyncWrite + Send + Unpin, I: Intake> Stream<'a, S, I> {
             self.offer_events().await?;
         }
         self.assembler.commit(commit.commit_lsn, commit.end_lsn)
+    }
+
+    /// Does what is due already, while what was received keeps us from listening: rows that are of no mapped table take time too.
+    async fn keep_up(&mut self) -> Result<()> {
+        self.heard_at = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                receipt = front(&mut self.in_flight) => self.settle(receipt?).await?,
+                _ = self.ticker.tick() => self.send_status().await?,
+                () = std::future::ready(()) => return Ok(()),
+            }
+        }
     }
 
     async fn offer_events(&mut self) -> Result<()> {

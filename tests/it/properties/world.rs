@@ -441,10 +441,14 @@ impl World {
         }
     }
 
-    /// A row as Salesforce holds it now, by its id.
+    /// A row as Salesforce holds it now, by its id. What is read beside the stream is read when the second of its stamp is over, as
+    /// the reader does it: another edit within that second would not show.
     fn read_again(&self, operation: RowOperation, id: &Str) -> (RowOperation, Str, Vec<Value>, Micros) {
         let row = &self.salesforce.rows[id];
         let stamp = row.at.div_euclid(SECOND) * SECOND;
+        if operation == RowOperation::Reread {
+            self.clock.0.fetch_max(stamp + SECOND, Ordering::Relaxed);
+        }
         let operation = if row.alive { operation } else { RowOperation::Missing };
         (operation, id.clone(), row.values.clone(), stamp)
     }

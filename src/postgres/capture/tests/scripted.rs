@@ -7,6 +7,7 @@ use secrecy::SecretString;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::super::assemble::Assembler;
+use super::super::spool::Spool;
 use super::super::stream::{Start, Stream};
 use super::super::watermark::Windows;
 use super::*;
@@ -121,7 +122,7 @@ impl Script {
         }
     }
 
-    async fn status_with(&mut self, what: &str, ready: impl Fn(Status) -> bool) -> Status {
+    async fn status_with(&mut self, what: &str, mut ready: impl FnMut(Status) -> bool) -> Status {
         let waiting = async {
             loop {
                 let status = self.status().await.unwrap();
@@ -235,6 +236,37 @@ async fn statuses_go_on_while_the_inbox_is_full() {
     script.send(b'Z', b"I").await;
     ended(&mut task).await.unwrap();
     assert_eq!(log.rows().len(), 3);
+}
+
+/// A large transaction that was kept until its commit, and none of it of a mapped table.
+#[tokio::test]
+async fn statuses_go_on_while_a_transaction_yields_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::open(&folder.path().join("spool")).await.unwrap();
+    let log = MemoryLog::new();
+    let often = Start { spool: Some(spool), ..start(100, Duration::from_millis(1)) };
+    let (mut script, _task, _cancel) = streaming(&log, often).await;
+    // So far behind what is durable that its end is told to the log as soon as it is taken in, before any status.
+    let (commit_lsn, end_lsn) = (1u64 << 30, (1u64 << 30) + 8);
+    script.data(200, b"S\0\0\0\x07\x01").await;
+    script.data(200, b"R\0\0\0\x07\0\0\0\x11public\0other\0d\0\x01\x01id\0\0\0\0\x17\xff\xff\xff\xff").await;
+    for _ in 0..50_000 {
+        script.data(200, b"I\0\0\0\x07\0\0\0\x11N\0\x01t\0\0\0\x011").await;
+    }
+    script.data(200, b"E").await;
+    let mut commit = BytesMut::new();
+    commit.put_slice(b"c\0\0\0\x07\0");
+    commit.put_u64(commit_lsn);
+    commit.put_u64(end_lsn);
+    commit.put_i64(0);
+    script.data(commit_lsn, &commit).await;
+    let mut meanwhile = 0;
+    let count = |(written, flushed)| {
+        meanwhile += u32::from(written == commit_lsn);
+        flushed == end_lsn
+    };
+    script.status_with("the end of it", count).await;
+    assert!(meanwhile > 0, "a server that hears nothing of us ends the stream");
 }
 
 #[tokio::test]
