@@ -39,6 +39,7 @@ where
     }
 }
 
-fn passes(error: &Error) -> bool {
+/// Whether an error may be gone when the same is tried again.
+pub(super) fn passes(error: &Error) -> bool {
     matches!(error.disposition(), Disposition::RestartPart | Disposition::Retry)
 }

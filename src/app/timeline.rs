@@ -18,6 +18,7 @@ pub(super) async fn known(ledger: &Ledger, names: (String, String)) -> Result<Op
                 place: meta.positions[side.index()].clone(),
                 applied: meta.applied,
                 names,
+                doubted: meta.is_doubted(side),
             }))
         })
         .await
@@ -66,10 +67,11 @@ pub(super) async fn take_up_again(
     let identity = slot::stream_identity(&session, slot).await?;
     if let Some(known) = &known {
         slot::check_database(&known.identity, &identity)?;
-        if slot::same_stream(&known.identity, &identity)
-            && let Some(lost) = lost::look(&session, endpoint, slot, &identity, known).await?
-        {
-            return Err(lost.into());
+        if slot::same_stream(&known.identity, &identity) {
+            let lost = lost::look(&session, endpoint, slot, &identity, known).await?;
+            if let Some(lost) = lost.or_else(|| known.noted(slot)) {
+                return Err(lost.into());
+            }
         }
     }
     session.close().await?;
@@ -81,4 +83,49 @@ pub(super) async fn take_up_again(
          read again"
     );
     Err(Error::new(Kind::StreamLost, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::change::{MappingId, Str};
+    use crate::clock;
+    use crate::demo::server::{PostgresServer, ServerSettings};
+    use crate::ledger::testing::catalog;
+    use crate::log::MemoryLog;
+
+    /// The slot that is there may have been made after the loss was noted, and then tells nothing of what came before.
+    #[tokio::test]
+    async fn a_stream_that_is_noted_to_be_lost_is_not_taken_up_again() {
+        let server = PostgresServer::start(ServerSettings::default()).await.unwrap();
+        let (endpoint, session) = (server.endpoint(), server.session().await.unwrap());
+        slot::ensure_slot(&session, "s").await.unwrap();
+        let identity = slot::stream_identity(&session, "s").await.unwrap();
+        let (ledger, thread) = crate::ledger::start(Arc::new(MemoryLog::new()), clock::system()).unwrap();
+        let (side, mapping) = (Side::Postgres, MappingId(0));
+        let stream = ledger
+            .run(move |core| {
+                core.configure(&catalog(&["Phone"]))?;
+                Ok(core.open_stream(side, &identity)?.stream)
+            })
+            .await
+            .unwrap();
+        let names = || ("l".to_owned(), "log".to_owned());
+        let (opened, timeline) = take_up_again(&ledger, &endpoint, "s", names()).await.unwrap();
+        assert_eq!((opened.stream, timeline), (stream, Some(1)));
+        ledger
+            .run(move |core| {
+                core.notice(Notice::Backfill { side, mapping, rows: 0, after: Str::default(), finished: false })?;
+                let (cause, lost) = (Str::new("it went back"), Some(stream));
+                core.notice(Notice::Reconcile { side, mapping, cause, lost, rewound_to: None })
+            })
+            .await
+            .unwrap();
+        let refused = take_up_again(&ledger, &endpoint, "s", names()).await.unwrap_err();
+        assert!(lost::Lost::of(&refused).is_some(), "{refused}");
+        drop(ledger);
+        thread.join().unwrap();
+    }
 }

@@ -126,6 +126,13 @@ impl Meta {
         self.streams.iter().rev().find(|s| s.side == side)
     }
 
+    /// Whether a side's stream has been noted to be lost, and nothing has taken its place yet.
+    pub fn is_doubted(&self, side: Side) -> bool {
+        let stream = self.stream(side).map(|stream| stream.id);
+        let lost = self.backfills.iter().filter(|b| b.side == side).filter_map(|b| b.reconciling()?.lost);
+        stream.is_some_and(|stream| lost.into_iter().any(|lost| lost == stream))
+    }
+
     /// The copying progress of a side and mapping, for a change; made when there is none.
     pub(super) fn backfill_mut(&mut self, side: Side, mapping: MappingId) -> &mut BackfillProgress {
         let known = self.backfills.iter().position(|b| b.side == side && b.mapping == mapping);

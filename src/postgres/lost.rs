@@ -73,6 +73,16 @@ impl Lost {
         std::error::Error::source(error).and_then(|source| source.downcast_ref())
     }
 
+    /// The same, where nothing else tells how far the server went back: not further than to this write of ours, which it has.
+    fn at_least(self, written: Option<Offset>) -> Self {
+        match self {
+            Self::WentBack { why, to, replayed: None } if to == Lsn::default() => {
+                Self::WentBack { why, to, replayed: written }
+            }
+            known => known,
+        }
+    }
+
     /// Whether the slot that is there, if there is one, is of no use: it stands where nothing of what it tells would be new.
     pub fn needs_new_slot(&self) -> bool {
         !matches!(self, Self::Moved { .. })
@@ -90,6 +100,16 @@ pub struct Known {
     pub applied: Offset,
     /// The link and the log, as the cursor's table names them.
     pub names: (String, String),
+    /// Whether the log has it that the stream was lost, and nothing has taken its place yet.
+    pub doubted: bool,
+}
+
+impl Known {
+    /// The loss that the log has on record and that was not made up for yet: whatever slot is there by now, it tells nothing of
+    /// what came before.
+    pub fn noted(&self, slot: &str) -> Option<Lost> {
+        self.doubted.then(|| Lost::Gone { slot: slot.to_owned() })
+    }
 }
 
 /// Looks whether a server still goes on with a stream where the log has read it. `identity` is what the server says it is now:
@@ -102,8 +122,9 @@ pub async fn look(
     known: &Known,
 ) -> Result<Option<Lost>> {
     let found = slot::read_slot(client, name).await?;
+    let replayed = replayed(client, &known.names).await?;
     if let Some(lost) = on_other_timeline(endpoint, name, identity, known).await? {
-        return Ok(Some(lost));
+        return Ok(Some(lost.at_least(replayed)));
     }
     let durable = match &known.place {
         Some(Position::Postgres { commit_lsn, index, .. }) => Some(acknowledgeable(*commit_lsn, *index)),
@@ -112,7 +133,6 @@ pub async fn look(
     // A slot that was there when the server was saved never stood further on than the log.
     let saved_at = || found.as_ref().and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
     let end = slot::current_lsn(client).await?;
-    let replayed = replayed(client, &known.names).await?;
     let why = match (durable, replayed) {
         (Some(durable), _) if durable > end => {
             Some(format!("its log ends at {end}, and the change log has read it up to {durable}"))
@@ -163,5 +183,20 @@ async fn replayed(client: &Client, (link, log): &(String, String)) -> Result<Opt
         // No such table or schema, or none that may be read.
         Err(error) if error.code().is_some_and(|c| matches!(c.code(), "42P01" | "3F000" | "42501")) => Ok(None),
         Err(error) => Err(database_error("reading tidelock.replay", error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where a timeline was left is a place that is known; a history that is gone, or of another branch, leaves none.
+    #[test]
+    fn a_write_that_the_server_has_says_how_far_it_went_back_where_nothing_else_does() {
+        let went_back = |to, replayed| Lost::WentBack { why: "why".into(), to: Lsn(to), replayed };
+        assert_eq!(went_back(0, None).at_least(Some(Offset(7))), went_back(0, Some(Offset(7))));
+        assert_eq!(went_back(0, None).at_least(None), went_back(0, None));
+        assert_eq!(went_back(500, None).at_least(Some(Offset(7))), went_back(500, None));
+        assert_eq!(went_back(0, Some(Offset(9))).at_least(Some(Offset(7))), went_back(0, Some(Offset(9))));
     }
 }

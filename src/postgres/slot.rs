@@ -62,6 +62,10 @@ impl Slot {
     pub fn retained_bytes(&self) -> u64 {
         self.restart_lsn.map_or(0, |restart| self.current_lsn.0.saturating_sub(restart.0))
     }
+
+    fn is_invalidated(&self) -> bool {
+        self.wal_status.as_deref() == Some("lost")
+    }
 }
 
 /// What [`ensure_publication`] did.
@@ -226,7 +230,7 @@ pub async fn ensure_slot(client: &Client, slot: &str) -> Result<Slot> {
     check_server(client).await?;
     if let Some(existing) = read_slot(client, slot).await? {
         check_kind(client, &existing).await?;
-        return Ok(existing);
+        return if existing.is_invalidated() { Err(invalidated(slot)) } else { Ok(existing) };
     }
     let create = format!(
         "BEGIN; SET LOCAL statement_timeout = {}; SELECT pg_catalog.pg_create_logical_replication_slot({}, 'pgoutput'); COMMIT",
@@ -241,6 +245,17 @@ pub async fn ensure_slot(client: &Client, slot: &str) -> Result<Slot> {
         return Err(described);
     }
     read_slot(client, slot).await?.ok_or_else(|| missing(slot))
+}
+
+/// Takes away a slot that the server has given up, of which nothing was read yet that could be missed.
+pub async fn drop_invalidated(client: &Client, slot: &str) -> Result<()> {
+    let Some(existing) = read_slot(client, slot).await?.filter(Slot::is_invalidated) else { return Ok(()) };
+    check_kind(client, &existing).await?;
+    tracing::warn!(
+        slot,
+        "the replication slot was invalidated before this change log read anything from it; it is made again"
+    );
+    drop_slot(client, slot).await
 }
 
 /// Makes the slot one that standbys take over: it goes on there when one is promoted.
@@ -333,7 +348,7 @@ pub async fn read_slot(client: &Client, slot: &str) -> Result<Option<Slot>> {
     }))
 }
 
-/// Checks that the slot is ours to read from and not invalidated.
+/// Checks that the slot is ours to read from.
 async fn check_kind(client: &Client, slot: &Slot) -> Result<()> {
     let name = &slot.name;
     let wrong = |what: String| {
@@ -350,9 +365,6 @@ async fn check_kind(client: &Client, slot: &Slot) -> Result<()> {
         .get(0);
     if slot.database.as_deref() != Some(here.as_str()) {
         return wrong(format!("belongs to the database `{}`", slot.database.as_deref().unwrap_or_default()));
-    }
-    if slot.wal_status.as_deref() == Some("lost") {
-        return Err(invalidated(name));
     }
     Ok(())
 }
@@ -543,7 +555,7 @@ pub fn acknowledgeable(commit_lsn: Lsn, index: u32) -> Lsn {
 /// Checks that the slot, now active in our hands, continues where the change log ends. `durable` is how far the log lets the
 /// slot be acknowledged; none for a stream that is read for the first time.
 pub fn check_continuity(slot: &Slot, durable: Option<Lsn>) -> Result<()> {
-    if slot.wal_status.as_deref() == Some("lost") {
+    if slot.is_invalidated() {
         return Err(invalidated(&slot.name));
     }
     let Some(durable) = durable else { return Ok(()) };

@@ -160,6 +160,20 @@ async fn a_slot_that_the_server_invalidated_is_made_up_for() {
     link.settle().await;
     link.kill();
     edit_unseen(&link, 0).await;
+    invalidate(&link).await;
+    link.start().await;
+    has_healed(&mut link, 0, "invalidated").await;
+
+    // A new log has read nothing from it.
+    link.terminate().await;
+    invalidate(&link).await;
+    std::fs::remove_dir_all(link.log_path()).unwrap();
+    link.start().await;
+    link.settle().await;
+}
+
+/// Has the server give the slot up.
+async fn invalidate(link: &Link) {
     let deadline = Instant::now() + PATIENCE;
     while link.value("SELECT wal_status FROM pg_replication_slots").await.as_deref() != Some("lost") {
         assert!(Instant::now() < deadline, "the slot is not invalidated");
@@ -167,8 +181,63 @@ async fn a_slot_that_the_server_invalidated_is_made_up_for() {
             .await;
         link.sql("CHECKPOINT").await;
     }
+}
+
+/// The server process that makes the slot anew, and waits for a transaction that is open.
+async fn making_the_slot(link: &mut Link, but: Option<&str>) -> String {
+    let query = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%pg_create_logical_replication_slot%' \
+                 AND state = 'active' AND pid <> pg_backend_pid()";
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        assert_eq!(link.exited(), None, "{}", link.said_last());
+        assert!(Instant::now() < deadline, "nobody makes the slot");
+        match link.value(query).await {
+            Some(pid) if Some(pid.as_str()) != but => return pid,
+            _ => sleep(std::time::Duration::from_millis(20)).await,
+        }
+    }
+}
+
+/// What passes does not end the link, wherever it comes in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_goes_away_while_a_loss_is_made_up_for_is_waited_for() {
+    let mut link = Link::new(Setup::with_mappings(MAPPINGS)).await;
+    contacts(&link);
     link.start().await;
-    has_healed(&mut link, 0, "invalidated").await;
+    link.settle().await;
+    link.kill();
+    edit_unseen(&link, 0).await;
+    free(&link.server).await;
+    link.sql("SELECT pg_drop_replication_slot('tidelock_test')").await;
+    let open = link.server.session().await.unwrap();
+    open.batch_execute("BEGIN; CREATE TABLE never (n int)").await.unwrap();
+    link.spawn();
+    let first = making_the_slot(&mut link, None).await;
+    link.sql(&format!("SELECT pg_terminate_backend({first})")).await;
+    making_the_slot(&mut link, Some(&first)).await;
+    link.server.stop_immediate().await.unwrap();
+    // The org's side goes on meanwhile.
+    link.wait_until("it says so", |link| {
+        link.status().is_some_and(|s| s["to_salesforce"]["capture_connected"] == false)
+    })
+    .await;
+    assert_eq!(link.exited(), None, "{}", link.said_last());
+    link.server.start_again().await.unwrap();
+    has_healed(&mut link, 0, "is gone").await;
+
+    // And somebody who asks it to stop meanwhile is obeyed.
+    link.kill();
+    free(&link.server).await;
+    link.sql("SELECT pg_drop_replication_slot('tidelock_test')").await;
+    let open = link.server.session().await.unwrap();
+    open.batch_execute("BEGIN; CREATE TABLE never (n int)").await.unwrap();
+    link.spawn();
+    making_the_slot(&mut link, None).await;
+    assert!(link.terminate().await.success());
+    open.batch_execute("ROLLBACK").await.unwrap();
+    link.start().await;
+    link.settle().await;
+    link.verify();
 }
 
 /// Copies the server's files, at rest.

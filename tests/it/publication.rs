@@ -37,6 +37,10 @@ async fn what_a_changed_publication_left_out_is_read_again() {
     link.sql("ALTER PUBLICATION tidelock_test ADD TABLE salesforce.contact").await;
     is_healed(&mut link, 1).await;
     assert!(link.said_last().contains("somebody has changed what the publication publishes"), "{}", link.said_last());
+    let id = link.record("Contact", "edited").unwrap()["Id"].as_str().unwrap().to_owned();
+    let history = link.history(&id);
+    let compared = |who: &str| who.contains("tidelock reconcile: the publication was changed");
+    assert!(history.iter().any(|entry| entry["who"].as_str().is_some_and(compared)), "{history:#?}");
 
     // And left out: the link puts it back itself.
     link.sql("ALTER PUBLICATION tidelock_test SET (publish = 'insert')").await;

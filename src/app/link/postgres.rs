@@ -6,17 +6,17 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::supervise::supervise;
+use crate::app::supervise::{passes, supervise};
 use crate::app::timeline;
 use crate::change::{FieldId, MappingId, Side, Str};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Result};
 use crate::ledger::core::OpenedStream;
 use crate::ledger::{self, Ledger};
 use crate::postgres::backfill::{Backfill, BackfillProgress};
 use crate::postgres::capture::{Capture, CaptureConfig, CaptureHandle};
 use crate::postgres::connect::Session;
 use crate::postgres::lost::{self, Known, Lost};
-use crate::postgres::publication::Published;
+use crate::postgres::publication::{self, Published};
 use crate::postgres::slot;
 use crate::postgres::target::{PostgresTarget, TargetOptions};
 use crate::replay::Runner;
@@ -24,8 +24,8 @@ use crate::task::Tasks;
 
 use super::Link;
 use super::known::{COPY_ROWS, known_rows, told_at};
-use super::republished::Republished;
-use super::stream::{done_so_far, doubt, is_doubted, replace_lost};
+use super::republished::{self, Republished};
+use super::stream::{done_so_far, doubt, known_stream, replace_lost};
 
 /// The folder of the log's directory where large transactions are kept until they commit.
 const SPOOL: &str = "spool";
@@ -46,26 +46,45 @@ impl Link {
         if self.by_triggers() {
             return Ok((self.open_trigger_log().await?, None));
         }
-        let known = timeline::known(&self.ledger, self.names()).await?;
-        match self.look_at_postgres(known.as_ref()).await {
-            Ok(Looked { identity, lost: Some(lost), .. }) => self.heal(identity, &lost).await,
-            Ok(Looked { identity, republished, .. }) => {
-                let opened = match timeline::take_up(&self.ledger, known.as_ref(), &identity).await? {
-                    Some(opened) => opened,
-                    None => self.open_stream(Side::Postgres, identity).await?,
-                };
-                Ok((opened, self.settle(republished).await?))
-            }
-            // The database cannot be reached: the stream that the log knows is taken up when it can.
-            Err(error) if error.kind() == Kind::Unavailable => match known {
-                Some(known) if self.is_captured_from(&known.identity) => {
-                    Ok((self.open_stream(Side::Postgres, known.identity.into()).await?, None))
-                }
-                Some(_) => Err(Self::needs_database(error)),
-                None => Err(error),
-            },
-            Err(error) => Err(error),
+        match self.open_slot().await {
+            Err(error) if passes(&error) => Ok((self.open_known_stream(error).await?, None)),
+            opened => opened,
         }
+    }
+
+    /// Opens the stream of the replication slot, and makes up for it where it was lost.
+    async fn open_slot(&self) -> Result<(OpenedStream, Option<Published>)> {
+        let known = timeline::known(&self.ledger, self.names()).await?;
+        let Looked { identity, lost, republished } = self.look_at_postgres(known.as_ref()).await?;
+        if let Some(lost) = lost {
+            return self.heal(identity, &lost).await;
+        }
+        let opened = match timeline::take_up(&self.ledger, known.as_ref(), &identity).await? {
+            Some(opened) => opened,
+            None => self.open_stream(Side::Postgres, identity).await?,
+        };
+        Ok((opened, self.settle(republished).await?))
+    }
+
+    /// The database cannot be reached, or went away on the way: the stream that the log knows is taken up when it can be. If that
+    /// is lost, it turns out then, and the link starts again to make up for it.
+    pub(super) async fn open_known_stream(&self, error: Error) -> Result<OpenedStream> {
+        let Some(identity) = known_stream(&self.ledger, Side::Postgres).await? else { return Err(error) };
+        if !self.is_captured_from(&identity) {
+            return Err(Self::needs_database(error));
+        }
+        tracing::warn!(error = %error.explain(), "PostgreSQL's stream is not taken up yet; it is tried again");
+        if self.republished {
+            // The run that follows this one does not know.
+            let tables = self.tables().iter().map(|(schema, table)| publication::label(schema, table)).collect();
+            republished::doubt(&self.ledger, &self.config.postgres.publication, tables).await?;
+        }
+        self.open_stream(Side::Postgres, identity).await
+    }
+
+    /// The mapped tables, as schema and name.
+    fn tables(&self) -> Vec<(String, String)> {
+        self.catalog.mappings.iter().map(|m| (m.schema.clone(), m.table.clone())).collect()
     }
 
     /// The link and the log, as PostgreSQL's cursor table names them.
@@ -88,10 +107,10 @@ impl Link {
         let mut lost = None;
         let read_before = known.is_some_and(|known| slot::same_stream(&known.identity, &identity));
         if let Some(known) = known.filter(|_| read_before) {
-            lost = lost::look(&session, &self.endpoint, name, &identity, known).await?.or_else(|| self.lost.clone());
-            if lost.is_none() && self.ledger.run(|core| Ok(is_doubted(core, Side::Postgres))).await? {
-                lost = Some(Lost::Gone { slot: name.clone() });
-            }
+            lost = lost::look(&session, &self.endpoint, name, &identity, known).await?;
+            lost = lost.or_else(|| self.lost.clone()).or_else(|| known.noted(name));
+        } else {
+            slot::drop_invalidated(&session, name).await?;
         }
         let mut republished = None;
         if lost.is_none() {
@@ -105,8 +124,7 @@ impl Link {
     /// Makes sure that every mapped table is published; tells what of that somebody has changed.
     async fn publish(&self, session: &Session, read_before: bool) -> Result<Republished> {
         let publication = &self.config.postgres.publication;
-        let tables: Vec<(String, String)> =
-            self.catalog.mappings.iter().map(|m| (m.schema.clone(), m.table.clone())).collect();
+        let tables = self.tables();
         let republished = Republished::look(session, publication, &tables, self.republished, read_before).await?;
         slot::ensure_publication(session, publication, &tables).await?;
         republished.now(session, publication, &tables).await
@@ -141,7 +159,7 @@ impl Link {
         self.ledger
             .run(move |core| {
                 // That the server went back as well may have been found out since.
-                if rewound_to.is_none() && is_doubted(core, Side::Postgres) {
+                if rewound_to.is_none() && core.meta().is_doubted(Side::Postgres) {
                     return Ok(());
                 }
                 doubt(core, Side::Postgres, &cause, rewound_to)

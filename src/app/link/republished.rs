@@ -1,12 +1,12 @@
 //! Tables whose publication somebody has changed: what was done meanwhile may be missing from the stream, so they are read again.
 
-use crate::change::{MappingId, Notice, Side, Str};
+use crate::change::{MappingDef, MappingId, Notice, Side, Str};
 use crate::error::{Kind, Result};
 use crate::ledger::Ledger;
 use crate::postgres::publication::{self, Published};
 use crate::postgres::{Endpoint, Session};
 
-use super::stream::{Deletes, read_again};
+use super::stream::doubt_rows;
 
 /// What was found at a start.
 pub(super) struct Republished {
@@ -44,24 +44,7 @@ impl Republished {
     pub(super) async fn settle(self, ledger: &Ledger, endpoint: &Endpoint, publication: &str) -> Result<Published> {
         let Self { changed, now } = self;
         if !changed.is_empty() {
-            tracing::error!(
-                publication,
-                tables = changed.join(", "),
-                "somebody has changed what the publication publishes; what was done meanwhile may be missing from the stream, so \
-                 every row of these tables is read again"
-            );
-            let scope = Str::from(changed.join(", "));
-            let reason = Str::new_static("the publication was changed by somebody else");
-            ledger
-                .run(move |core| {
-                    core.notice(Notice::Gap { side: Side::Postgres, reason, scope })?;
-                    let mappings = &core.meta().catalog.mappings;
-                    let is = |schema: &str, table: &str| changed.iter().any(|c| *c == format!("{schema}.{table}"));
-                    let hit = mappings.iter().filter(|m| is(&m.schema, &m.table)).map(|m| m.id);
-                    let hit: Vec<MappingId> = hit.collect();
-                    hit.into_iter().try_for_each(|id| read_again(core, Side::Postgres, id, Deletes::Lost))
-                })
-                .await?;
+            doubt(ledger, publication, changed).await?;
         }
         let session = Session::open(endpoint).await?;
         match publication::remember(&session, publication, &now).await {
@@ -78,4 +61,26 @@ impl Republished {
         session.close().await?;
         Ok(now)
     }
+}
+
+/// Has the rows of these tables, as `schema.table`, compared with the log.
+pub(super) async fn doubt(ledger: &Ledger, publication: &str, changed: Vec<String>) -> Result<()> {
+    let tables = changed.join(", ");
+    tracing::error!(
+        publication,
+        tables,
+        "somebody has changed what the publication publishes; what was done meanwhile may be missing from the stream, so \
+         every row of these tables is read again"
+    );
+    let reason = Str::new_static("the publication was changed by somebody else");
+    ledger
+        .run(move |core| {
+            let side = Side::Postgres;
+            core.notice(Notice::Gap { side, reason: reason.clone(), scope: Str::from(tables) })?;
+            let mappings = &core.meta().catalog.mappings;
+            let is_changed = |m: &&MappingDef| changed.contains(&publication::label(&m.schema, &m.table));
+            let changed: Vec<MappingId> = mappings.iter().filter(is_changed).map(|m| m.id).collect();
+            changed.into_iter().try_for_each(|mapping| doubt_rows(core, side, mapping, &reason, None, None))
+        })
+        .await
 }

@@ -1,6 +1,6 @@
 //! A side's stream, as the log knows it: taking it up, and what is to be read again where another takes its place.
 
-use crate::change::{Lsn, MappingDef, MappingId, Notice, Side, Str};
+use crate::change::{Lsn, MappingDef, MappingId, Notice, Side, Str, StreamId};
 use crate::error::Result;
 use crate::ledger::Ledger;
 use crate::ledger::core::{Core, OpenedStream};
@@ -52,28 +52,30 @@ pub(super) fn take_up(core: &mut Core, side: Side, identity: &str) -> Result<Ope
 }
 
 /// Notes that a side's stream was lost: what its rows hold is in doubt from here on, until they have been compared.
-///
-/// Where an earlier comparison is not done, what it was to find out is still to be found out.
 pub(super) fn doubt(core: &mut Core, side: Side, cause: &str, rewound_to: Option<Lsn>) -> Result<()> {
     let lost = core.meta().stream(side).map(|stream| stream.id);
     let reason = Str::new(cause);
     core.notice(Notice::Gap { side, reason: reason.clone(), scope: "every mapping".into() })?;
     let mappings: Vec<MappingId> = core.meta().catalog.mappings.iter().map(|m| m.id).collect();
-    for mapping in mappings {
-        let earlier = core.meta().reconciling(side, mapping).and_then(|reconcile| reconcile.rewound_to);
-        let rewound_to = earlier.into_iter().chain(rewound_to).min();
-        read_again(core, side, mapping, Deletes::Lost)?;
-        core.notice(Notice::Reconcile { side, mapping, cause: reason.clone(), lost, rewound_to })?;
-    }
-    Ok(())
+    mappings.into_iter().try_for_each(|mapping| doubt_rows(core, side, mapping, &reason, lost, rewound_to))
 }
 
-/// Whether a side's stream has been noted to be lost, and nothing has taken its place yet.
-pub(super) fn is_doubted(core: &Core, side: Side) -> bool {
-    let meta = core.meta();
-    let stream = meta.stream(side).map(|stream| stream.id);
-    let lost = meta.backfills.iter().filter(|b| b.side == side).filter_map(|b| b.reconciling()?.lost);
-    stream.is_some_and(|stream| lost.into_iter().any(|lost| lost == stream))
+/// Notes that a mapping's rows at a side are in doubt: they are compared with the log, and nothing is written to them before.
+///
+/// Where an earlier comparison is not done, what it was to find out is still to be found out.
+pub(super) fn doubt_rows(
+    core: &mut Core,
+    side: Side,
+    mapping: MappingId,
+    cause: &Str,
+    lost: Option<StreamId>,
+    rewound_to: Option<Lsn>,
+) -> Result<()> {
+    let earlier = core.meta().reconciling(side, mapping).map(|reconcile| (reconcile.lost, reconcile.rewound_to));
+    let (earlier_lost, earlier_to) = earlier.unwrap_or_default();
+    let rewound_to = earlier_to.into_iter().chain(rewound_to).min();
+    read_again(core, side, mapping, Deletes::Lost)?;
+    core.notice(Notice::Reconcile { side, mapping, cause: cause.clone(), lost: lost.or(earlier_lost), rewound_to })
 }
 
 /// Opens a new stream in the place of the lost one. Nobody will tell what became of a transaction that was not heard of yet.

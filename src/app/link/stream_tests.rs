@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::change::{Body, Offset, RecordId, WriteResult};
+use crate::change::{Body, ChangeOrigin, Offset, RecordId, WriteResult};
 use crate::clock;
 use crate::flow::RowOperation;
 use crate::ledger::testing::{catalog, row};
@@ -32,21 +32,21 @@ fn a_lost_stream_that_was_not_replaced_yet_is_known_as_such() {
     core.configure(&catalog(&["Phone"])).unwrap();
     take_up(&mut core, Side::Postgres, "p").unwrap();
     core.notice(backfill(Side::Postgres, "", true)).unwrap();
-    assert!(!is_doubted(&core, Side::Postgres));
+    assert!(!core.meta().is_doubted(Side::Postgres));
     doubt(&mut core, Side::Postgres, "it went back", Some(Lsn(7))).unwrap();
     core.commit().unwrap();
     let mut core = Core::open(Arc::new(log.reopen()), clock::system()).unwrap();
-    assert!(is_doubted(&core, Side::Postgres) && !is_doubted(&core, Side::Salesforce));
+    assert!(core.meta().is_doubted(Side::Postgres) && !core.meta().is_doubted(Side::Salesforce));
     let opened = replace_lost(&mut core, Side::Postgres, "p").unwrap();
     assert_eq!((opened.stream.0, opened.position), (1, None));
-    assert!(!is_doubted(&core, Side::Postgres));
+    assert!(!core.meta().is_doubted(Side::Postgres));
     // Lost once more before the rows were compared: what the first loss left in doubt still is.
     doubt(&mut core, Side::Postgres, "it is gone", None).unwrap();
     core.commit().unwrap();
     let progress = core.meta().backfill(Side::Postgres, MappingId(0)).unwrap();
     let reconcile = progress.reconciling().unwrap();
     assert_eq!((reconcile.rewound_to, reconcile.cause.as_str()), (Some(Lsn(7)), "it is gone"));
-    assert!(BackfillProgress::is_sweep(&progress.after) && is_doubted(&core, Side::Postgres));
+    assert!(BackfillProgress::is_sweep(&progress.after) && core.meta().is_doubted(Side::Postgres));
 }
 
 /// That a stream is another one and what follows from it are one append: a crash cannot come in between.
@@ -85,4 +85,40 @@ fn a_stream_that_is_replaced_is_read_again_as_a_whole() {
     });
     assert!(given_up);
     assert_eq!(core.plan(Side::Postgres, &[RecordId(0)], Offset(0)).unwrap().len(), 1, "it is planned anew");
+}
+
+/// The stream goes on, but has left something out: what the rows show is an edit like any other, and not what is joined at first.
+#[test]
+fn rows_that_the_stream_left_out_are_compared() {
+    let log = MemoryLog::new();
+    let mut core = Core::open(Arc::new(log.reopen()), clock::system()).unwrap();
+    core.configure(&catalog(&["Phone"])).unwrap();
+    take_up(&mut core, Side::Postgres, "p").unwrap();
+    take_up(&mut core, Side::Salesforce, "s").unwrap();
+    for side in Side::BOTH {
+        core.notice(backfill(side, "", true)).unwrap();
+    }
+    core.intake(&row(Side::Postgres, 1, 1, RowOperation::Insert, &[(0, "x"), (1, "111")])).unwrap();
+    doubt_rows(&mut core, Side::Postgres, MappingId(0), &"left out".into(), None, None).unwrap();
+    core.commit().unwrap();
+    assert!(!core.meta().is_doubted(Side::Postgres), "the stream is the same");
+    let tail = core.tail();
+    core.intake(&row(Side::Postgres, 2, 1, RowOperation::Backfill, &[(0, "x"), (1, "unseen")])).unwrap();
+    core.commit().unwrap();
+    let page = log.read(tail, ReadLimit::entries(100)).unwrap();
+    let changes: Vec<_> = page
+        .entries()
+        .filter_map(|entry| match entry.unwrap().1.body {
+            Body::Change(change) => Some((change.origin, change.source.who.application)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(changes, [(ChangeOrigin::Repair, "tidelock reconcile: left out".into())]);
+    // What an earlier loss has left in doubt still is.
+    doubt(&mut core, Side::Postgres, "it went back", Some(Lsn(7))).unwrap();
+    doubt_rows(&mut core, Side::Postgres, MappingId(0), &"left out".into(), None, None).unwrap();
+    core.commit().unwrap();
+    let reconcile = core.meta().reconciling(Side::Postgres, MappingId(0)).unwrap();
+    assert_eq!((reconcile.lost, reconcile.rewound_to), (Some(StreamId(0)), Some(Lsn(7))));
+    assert!(core.meta().is_doubted(Side::Postgres));
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::app::supervise::supervise;
+use crate::app::supervise::{passes, supervise};
 use crate::change::{Side, Str};
 use crate::config::Capture;
 use crate::error::{Error, Kind, Result};
@@ -24,7 +24,6 @@ use crate::task::Tasks;
 
 use super::Link;
 use super::postgres::not_begun;
-use super::stream::known_stream;
 
 impl Link {
     pub(super) fn by_triggers(&self) -> bool {
@@ -45,16 +44,7 @@ impl Link {
     pub(super) async fn open_trigger_log(&self) -> Result<OpenedStream> {
         match self.prepare_triggers().await {
             Ok(identity) => self.open_stream(Side::Postgres, identity).await,
-            // The database cannot be reached: the stream that the log knows is taken up when it can.
-            Err(error) if error.kind() == Kind::Unavailable => {
-                match known_stream(&self.ledger, Side::Postgres).await? {
-                    Some(identity) if self.is_captured_from(&identity) => {
-                        self.open_stream(Side::Postgres, identity).await
-                    }
-                    Some(_) => Err(Self::needs_database(error)),
-                    None => Err(error),
-                }
-            }
+            Err(error) if passes(&error) => self.open_known_stream(error).await,
             Err(error) => Err(error),
         }
     }

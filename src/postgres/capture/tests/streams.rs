@@ -451,6 +451,12 @@ async fn an_invalidated_slot_is_a_lost_stream() {
     assert!(matches!(Lost::of(&lost), Some(Lost::Invalidated { .. })), "{lost:?}");
     let session = server.session().await.unwrap();
     assert_eq!(slot::ensure_slot(&session, SLOT).await.unwrap_err().kind(), Kind::StreamLost);
+    // Who has read nothing from it misses nothing.
+    slot::drop_invalidated(&session, SLOT).await.unwrap();
+    assert!(slot::read_slot(&session, SLOT).await.unwrap().is_none());
+    slot::ensure_slot(&session, SLOT).await.unwrap();
+    slot::drop_invalidated(&session, SLOT).await.unwrap();
+    assert!(slot::read_slot(&session, SLOT).await.unwrap().is_some());
 }
 
 #[tokio::test]

@@ -9,12 +9,14 @@
 //! the stream gets a new id, and so every row is read again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use serde_json::{Map, Value as Json};
+use tokio::time::Instant;
 use tokio_postgres::Client;
 
-use super::store::read_stream;
+use super::store::{self, read_stream};
 use crate::change::{Position, Str};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::connect::{Session, database_error};
@@ -51,6 +53,9 @@ const TRIGGER_NOTIFY: &str = "tlog_insert_trigger";
 
 /// What comes before the schema's name in a stream's identity.
 const TRIGGER_LOG: &str = ", trigger log ";
+/// How long the last reader of a log is given to be gone, and how often that is looked at.
+const TAKEN_FOR: Duration = Duration::from_secs(5);
+const TAKEN_POLL: Duration = Duration::from_millis(100);
 /// The longest name of a channel.
 const CHANNEL_MAX: usize = 63;
 
@@ -147,7 +152,8 @@ pub async fn plan_removal(client: &Client, schema: &str) -> Result<Vec<Step>> {
 /// Makes sure that the changes of these tables are logged, and tells what makes the stream this one: `known` is the identity of
 /// the stream that the change log has read last from this side, and `durable` its last place.
 ///
-/// A log that does not continue where the change log ends is begun anew, with another identity.
+/// A log that does not continue where the change log ends is begun anew, with another identity. One that another session reads is
+/// left as it is: its triggers would be made for other tables.
 pub async fn prepare(
     endpoint: &Endpoint,
     schema: &str,
@@ -161,6 +167,7 @@ pub async fn prepare(
     if let Some(known) = known {
         slot::check_database(known, &database)?;
     }
+    take_alone(&session, schema).await?;
     let steps = plan(&session, schema, tables).await?;
     for step in &steps {
         tracing::info!(reason = step.reason, "preparing trigger capture");
@@ -198,8 +205,21 @@ pub async fn prepare(
         run(&session, &anew(&escape_identifier(schema)), "beginning the trigger log anew").await?;
         id = stream_id(&session, schema).await?;
     }
+    store::unlock(&session, schema).await?;
     session.close().await?;
     Ok(identity(&id))
+}
+
+/// Takes the schema's log. The server may take a moment to notice that its last reader has gone.
+async fn take_alone(session: &Session, schema: &str) -> Result<()> {
+    let deadline = Instant::now() + TAKEN_FOR;
+    while !store::lock(session, schema).await? {
+        if Instant::now() >= deadline {
+            return Err(store::is_taken(schema));
+        }
+        tokio::time::sleep(TAKEN_POLL).await;
+    }
+    Ok(())
 }
 
 /// The id of the stream that an identity is of, where that is a trigger log.

@@ -23,8 +23,9 @@ use crate::postgres::connect::{Session, database_error};
 
 /// How long a statement may take that only looks, or changes a row.
 const QUICK: Duration = Duration::from_secs(30);
-/// How long one may take that sorts or moves a batch.
+/// How long one may take that sorts or moves a batch, at least: a large one is given as long as it takes at this pace.
 const THOROUGH: Duration = Duration::from_mins(10);
+const BYTES_PER_SECOND: u64 = 1024 * 1024;
 /// Rows that are read at a time.
 pub(super) const PAGE: usize = 250;
 /// Rows of the archive that are removed at a time.
@@ -64,7 +65,40 @@ pub(super) struct Store {
     id: String,
     /// Whether the server keeps the times of commits.
     commit_times: bool,
+    /// How long a statement may take over the batch that is read.
+    thorough: Duration,
     pub(super) row: StreamRow,
+}
+
+/// How long a statement may take over a log of so many bytes.
+fn thorough(bytes: u64) -> Duration {
+    THOROUGH.max(Duration::from_secs(bytes / BYTES_PER_SECOND))
+}
+
+/// Takes a schema's log for this session alone; answers whether nobody else has it.
+pub(super) async fn lock(session: &Session, schema: &str) -> Result<bool> {
+    let sql = format!("SELECT {}", advisory("pg_try_advisory_lock", schema));
+    let messages = bounded(QUICK, session.simple_query(&sql), "taking the trigger log").await?;
+    Ok(rows(&messages).next().and_then(|row| row.get(0)) == Some("t"))
+}
+
+/// Gives it back.
+pub(super) async fn unlock(session: &Session, schema: &str) -> Result<()> {
+    let sql = format!("SELECT {}", advisory("pg_advisory_unlock", schema));
+    bounded(QUICK, session.batch_execute(&sql), "giving the trigger log back").await
+}
+
+fn advisory(function: &str, schema: &str) -> String {
+    format!("pg_catalog.{function}({ADVISORY_CLASS}, pg_catalog.hashtext({}))", escape_literal(schema))
+}
+
+/// The error of a session that is not the only one.
+pub(super) fn is_taken(schema: &str) -> Error {
+    let message = format!(
+        "another session reads the trigger log of schema {schema}: a Tidelock that still runs, or the connection of one that has \
+         just ended. A schema's log has one link"
+    );
+    Error::new(Kind::Unavailable, message)
 }
 
 /// Reads how far a log has been read; none if there is no such stream.
@@ -100,24 +134,17 @@ impl Store {
             "SET synchronous_commit = local; SET lock_timeout = '30s'; SET statement_timeout = '10min'; \
              SET default_transaction_read_only = off; \
              SET default_transaction_isolation = 'read committed'; SET idle_in_transaction_session_timeout = 0; \
-             LISTEN {}; SELECT pg_catalog.pg_try_advisory_lock({ADVISORY_CLASS}, pg_catalog.hashtext({})), \
-             pg_catalog.current_setting('track_commit_timestamp')",
+             LISTEN {}; SELECT pg_catalog.current_setting('track_commit_timestamp')",
             escape_identifier(&super::install::channel(schema)),
-            escape_literal(schema),
         );
         let messages = bounded(QUICK, session.simple_query(&sql), doing).await?;
-        let answer = rows(&messages).next();
-        let (locked, times) = answer.map_or((None, None), |row| (row.get(0), row.get(1)));
-        if locked != Some("t") {
-            let message = format!(
-                "another session reads the trigger log of schema {schema}: a Tidelock that still runs, or the connection of one \
-                 that has just ended"
-            );
-            return Err(Error::new(Kind::Unavailable, message));
+        let commit_times = rows(&messages).next().and_then(|row| row.get(0)) == Some("on");
+        if !lock(&session, schema).await? {
+            return Err(is_taken(schema));
         }
-        let commit_times = times == Some("on");
         let row = read_stream(&session, schema, id).await?.ok_or_else(|| begun_anew(schema))?;
-        Ok(Self { session, schema: schema.to_owned(), quoted, id: id.to_owned(), commit_times, row })
+        let (schema, id) = (schema.to_owned(), id.to_owned());
+        Ok(Self { session, schema, quoted, id, commit_times, thorough: THOROUGH, row })
     }
 
     pub(super) fn session(&self) -> &Session {
@@ -159,7 +186,12 @@ impl Store {
     }
 
     /// Opens the batch's rows for reading.
-    pub(super) async fn open_rows(&self, batch: &BatchBounds) -> Result<()> {
+    pub(super) async fn open_rows(&mut self, batch: &BatchBounds) -> Result<()> {
+        let log = escape_literal(&format!("{}._trigger_log", self.quoted));
+        let size = format!("SELECT pg_catalog.pg_total_relation_size({log})");
+        let messages = bounded(QUICK, self.session.simple_query(&size), "looking how large the trigger log is").await?;
+        let bytes = rows(&messages).next().and_then(|row| row.get(0)?.parse().ok()).unwrap_or_default();
+        self.thorough = thorough(bytes);
         let (schema, written) = (&self.quoted, "q.written_at");
         let at = if self.commit_times {
             // A row's transaction id has 64 bits here; the server knows the lower half.
@@ -169,7 +201,7 @@ impl Store {
         };
         let of_batch = self.of_batch(batch);
         let sql = format!(
-            "BEGIN READ ONLY; DECLARE changes NO SCROLL CURSOR FOR \
+            "BEGIN READ ONLY; SET LOCAL statement_timeout = {}; DECLARE changes NO SCROLL CURSOR FOR \
              SELECT q.txid, q.action, q.table_name, q.record_id, q.old, q.\"values\", q.actor, \
              (extract(epoch FROM {at}) * 1000000)::bigint \
              FROM (SELECT l.*, max(l.id) OVER w AS last_id, max(l.created_at) OVER w AS written_at FROM ( \
@@ -178,14 +210,15 @@ impl Store {
              SELECT id, txid, created_at, action, table_name, NULL::bigint, old, \"values\", actor \
              FROM {schema}._tidelock_log AS l WHERE {of_batch}) AS l WINDOW w AS (PARTITION BY l.txid)) AS q \
              ORDER BY q.last_id, q.id",
+            self.thorough.as_millis(),
         );
-        bounded(THOROUGH, self.session.batch_execute(&sql), "reading the trigger log").await
+        bounded(self.thorough, self.session.batch_execute(&sql), "reading the trigger log").await
     }
 
     /// The next of the rows, none at the end.
     pub(super) async fn fetch(&self) -> Result<Vec<SimpleQueryMessage>> {
         let sql = format!("FETCH FORWARD {PAGE} FROM changes");
-        bounded(THOROUGH, self.session.simple_query(&sql), "reading the trigger log").await
+        bounded(self.thorough, self.session.simple_query(&sql), "reading the trigger log").await
     }
 
     pub(super) async fn close_rows(&self) -> Result<()> {
@@ -213,14 +246,15 @@ impl Store {
             (escape_literal(&lsn.to_string()), index.to_string())
         });
         let sql = format!(
-            "BEGIN; {remove}; DELETE FROM {schema}._tidelock_log AS l WHERE {of_batch}; \
+            "BEGIN; SET LOCAL statement_timeout = {}; {remove}; DELETE FROM {schema}._tidelock_log AS l WHERE {of_batch}; \
              UPDATE {schema}._tidelock_stream SET done_lsn = batch_lsn, done_snapshot = batch_snapshot, batch_lsn = NULL, \
              batch_snapshot = NULL, told_lsn = {told_lsn}, told_index = {told_index} \
              WHERE id = {} AND batch_lsn = {} RETURNING 'finished'",
+            self.thorough.as_millis(),
             escape_literal(&self.id),
             escape_literal(&batch.lsn.to_string()),
         );
-        let messages = bounded(THOROUGH, self.session.simple_query(&sql), doing).await?;
+        let messages = bounded(self.thorough, self.session.simple_query(&sql), doing).await?;
         if rows(&messages).next().is_none() {
             return Err(begun_anew(&self.schema));
         }
@@ -294,4 +328,16 @@ async fn bounded<T>(
     }
     let message = format!("{doing}: PostgreSQL did not answer within {} s", limit.as_secs());
     Err(Error::new(Kind::Unavailable, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What waited for long before anybody read it must not end in a limit each time.
+    #[test]
+    fn a_large_log_is_given_more_time() {
+        assert_eq!((thorough(0), thorough(100 << 20)), (THOROUGH, THOROUGH));
+        assert_eq!(thorough(50 << 30), Duration::from_secs(50 * 1024));
+    }
 }

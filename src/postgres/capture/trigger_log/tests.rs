@@ -547,6 +547,13 @@ async fn one_reader_at_a_time() {
     log.wait_for("a place", |log| log.durable().is_some()).await;
     let refused = Running::start(&server, &catalog, &identity, &log).ended().await.unwrap_err();
     assert_eq!(refused.kind(), Kind::Unavailable, "{refused}");
+    // Another link, of other tables and with a log of its own, takes nothing away from this one.
+    let (endpoint, others) = (server.endpoint(), vec![("other".to_owned(), vec!["id".to_owned()])]);
+    server.execute("CREATE TABLE other (id int PRIMARY KEY)").await.unwrap();
+    let refused = install::prepare(&endpoint, SCHEMA, &others, None, None).await.unwrap_err();
+    assert!(refused.kind() == Kind::Unavailable && refused.to_string().contains("one link"), "{refused}");
+    server.execute("INSERT INTO t VALUES (1, 'x')").await.unwrap();
+    log.wait_for("a row", |log| log.rows().len() == 1).await;
     capture.stop().await.unwrap();
 }
 
