@@ -98,6 +98,9 @@ pub struct Postgres {
     pub row_filters: bool,
     /// What numbers are stored as in the tables that `init` makes.
     pub numbers: Numbers,
+    /// How many connections read existing rows at a time, of all tables together.
+    #[schemars(range(min = 1, max = 16))]
+    pub copy_connections: u32,
     /// How often the slot is moved on while the database is idle, in seconds.
     #[schemars(range(min = 1, max = 3600))]
     pub heartbeat_seconds: u32,
@@ -132,6 +135,7 @@ impl Default for Postgres {
             failover_slot: false,
             row_filters: false,
             numbers: Numbers::default(),
+            copy_connections: 4,
             heartbeat_seconds: 10,
             connect_timeout_seconds: 10,
             password: None,
@@ -179,6 +183,7 @@ impl Postgres {
         if self.password_env.is_some() && self.password_file.is_some() {
             doc.fault("postgres.password_file", "both `password_env` and `password_file` are given", "one of the two");
         }
+        doc.in_range(SECTION, "copy_connections", self.copy_connections, 1..=16);
         doc.in_range(SECTION, "heartbeat_seconds", self.heartbeat_seconds, 1..=3600);
         doc.in_range(SECTION, "trigger_archive_days", self.trigger_archive_days, 0..=3650);
         doc.in_range(SECTION, "connect_timeout_seconds", self.connect_timeout_seconds, 1..=300);

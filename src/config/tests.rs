@@ -37,6 +37,7 @@ fn the_example_parses_and_says_the_defaults() {
     assert_eq!(format!("{:?}", shown.link), format!("{:?}", example.link));
     assert_eq!(format!("{:?}", shown.replay), format!("{:?}", example.replay));
     assert_eq!(shown.salesforce.requests_in_flight, example.salesforce.requests_in_flight);
+    assert_eq!(shown.postgres.copy_connections, example.postgres.copy_connections);
     assert_eq!(shown.postgres.heartbeat_seconds, example.postgres.heartbeat_seconds);
     assert_eq!(shown.postgres.schema, example.postgres.schema);
 }

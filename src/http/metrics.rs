@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::error::{Error, Kind, Result};
-use crate::status::{Direction, Figures, Reconciling};
+use crate::status::{Copying, Direction, Figures, Reconciling};
 
 #[derive(Debug)]
 struct Scrape(Figures);
@@ -50,6 +50,18 @@ const RECONCILE: [(&str, &str, ReadReconcile); 4] = [
     ("reconcile_compared", "Rows compared with the log, by the last comparison", |r| r.compared),
     ("reconcile_equal", "Rows that were as the log believed, by the last comparison", |r| r.equal),
     ("reconcile_repaired", "Records that were not, by the last comparison", |r| r.repaired),
+];
+
+type ReadCopying = fn(&Copying) -> Option<u64>;
+
+const COPYING: [(&str, &str, ReadCopying); 3] = [
+    ("copy_rows", "Rows and records read by the last copy of what a side has", |c| Some(c.rows)),
+    (
+        "copy_rows_expected",
+        "Rows and records that a copy under way has before it or behind it, where that is known",
+        |c| c.total,
+    ),
+    ("copy_finished", "Whether the last copy of what a side has is complete", |c| Some(u64::from(c.finished))),
 ];
 
 impl Collector for Scrape {
@@ -104,8 +116,15 @@ impl Collector for Scrape {
             let mut family = encoder.encode_descriptor(name, help, None, kind)?;
             for copy in &figures.backfills {
                 let Some(reconcile) = &copy.reconcile else { continue };
-                let labels = [("side", copy.side.clone()), ("mapping", copy.mapping.clone())];
-                ConstGauge::new(read(reconcile) as i64).encode(family.encode_family(&labels)?)?;
+                ConstGauge::new(read(reconcile) as i64).encode(family.encode_family(&of_copy(copy))?)?;
+            }
+        }
+        for (name, help, read) in COPYING {
+            let kind = ConstGauge::new(0_i64).metric_type();
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for copy in &figures.backfills {
+                let Some(value) = read(copy) else { continue };
+                ConstGauge::new(value as i64).encode(family.encode_family(&of_copy(copy))?)?;
             }
         }
         gauge(&mut encoder, "log_entries", "Entries in the change log", figures.log_entries)?;
@@ -132,6 +151,10 @@ impl Collector for Scrape {
 
 fn labels(direction: &Direction) -> [(&'static str, String); 1] {
     [("from", direction.from.clone())]
+}
+
+fn of_copy(copy: &Copying) -> [(&'static str, String); 2] {
+    [("side", copy.side.clone()), ("mapping", copy.mapping.clone())]
 }
 
 fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: u64) -> fmt::Result {

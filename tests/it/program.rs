@@ -320,6 +320,12 @@ fn promised_metrics(link: &Link) {
     ] {
         assert!(text.lines().any(|l| l.starts_with(&format!("tidelock_{name} "))), "no {name} in {text}");
     }
+    for name in ["copy_rows", "copy_finished"] {
+        for side in ["postgres", "salesforce"] {
+            let series = format!("tidelock_{name}{{side=\"{side}\",mapping=\"contact\"}} ");
+            assert!(text.contains(&series), "no {series} in {text}");
+        }
+    }
     assert!(text.contains("tidelock_capture_connected{from=\"salesforce\"} 1"), "{text}");
     assert!(text.ends_with("# EOF\n"));
 }
@@ -582,8 +588,7 @@ async fn few_tables_are_copied_at_a_time() {
                 AND relnamespace = 'salesforce'::regnamespace LOOP EXECUTE 'LOCK TABLE ' || t; END LOOP; END $$";
     user.batch_execute(&format!("BEGIN; {lock}")).await.unwrap();
     link.spawn();
-    let copying =
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%pg_current_snapshot%'";
+    let copying = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'EXPLAIN%'";
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while link.value(copying).await.as_deref() != Some("4") {
         assert!(tokio::time::Instant::now() < deadline, "{:?} tables are copied", link.value(copying).await);

@@ -196,7 +196,7 @@ impl Link {
             unconfigured: self.unconfigured.subscribe(),
         }));
 
-        self.spawn_postgres(&mut captures, &postgres, &capturing, &postgres_stream, published);
+        self.spawn_postgres(&mut captures, &postgres, &capturing, &postgres_stream, published, &totals);
         self.spawn_salesforce(&mut captures, salesforce, &totals, &capturing);
         replays.spawn("replay to postgres", to_postgres.run(replaying.clone()));
         replays.spawn("replay to salesforce", to_salesforce.run(replaying.clone()));

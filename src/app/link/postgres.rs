@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::supervise::{passes, supervise};
@@ -12,7 +11,7 @@ use crate::change::{FieldId, MappingId, Side, Str};
 use crate::error::{Error, Result};
 use crate::ledger::core::OpenedStream;
 use crate::ledger::{self, Ledger};
-use crate::postgres::backfill::{Backfill, BackfillProgress};
+use crate::postgres::backfill::{Backfill, BackfillProgress, CopySessions};
 use crate::postgres::capture::{Capture, CaptureConfig, CaptureHandle};
 use crate::postgres::connect::Session;
 use crate::postgres::lost::{self, Known, Lost};
@@ -20,6 +19,7 @@ use crate::postgres::publication::{self, Published};
 use crate::postgres::slot;
 use crate::postgres::target::{PostgresTarget, TargetOptions};
 use crate::replay::Runner;
+use crate::status::Totals;
 use crate::task::Tasks;
 
 use super::Link;
@@ -29,8 +29,6 @@ use super::stream::{done_so_far, doubt, known_stream, replace_lost};
 
 /// The folder of the log's directory where large transactions are kept until they commit.
 const SPOOL: &str = "spool";
-/// Tables of PostgreSQL that are copied at a time, with a session each.
-const COPIES_MAX: usize = 4;
 
 /// PostgreSQL at a start.
 struct Looked {
@@ -183,30 +181,31 @@ impl Link {
         cancel: &CancellationToken,
         opened: &OpenedStream,
         published: Option<Published>,
+        totals: &Arc<Totals>,
     ) {
-        let room = Arc::new(Semaphore::new(COPIES_MAX));
+        let sessions = CopySessions::new(self.endpoint.clone(), self.config.postgres.copy_connections as usize);
         for mapping in self.to_copy(Side::Postgres) {
-            let room = Arc::clone(&room);
+            let (sessions, totals) = (sessions.clone(), Arc::clone(totals));
             let (endpoint, handle, reader) = (self.endpoint.clone(), handle.clone(), self.pool.reader());
             let (ledger, cancel, marks) = (self.ledger.clone(), cancel.clone(), self.marks());
             let publication = Some(self.config.postgres.publication.clone()).filter(|_| !self.by_triggers());
             let copying = supervise("copy from postgres", cancel.clone(), move || {
                 let (after, rows) = done_so_far(&ledger, Side::Postgres, &mapping);
-                let from = BackfillProgress { rows, after: after.unwrap_or_default(), finished: false };
+                let from = BackfillProgress { rows, after: after.unwrap_or_default(), ..BackfillProgress::default() };
                 let backfill = Backfill::new(endpoint.clone(), mapping.clone(), COPY_ROWS, handle.clone())
+                    .through(sessions.clone())
                     .looking_for(known_rows(reader.clone(), mapping.id))
                     .marked_by(marks.clone());
                 let backfill = match &publication {
                     Some(publication) => backfill.published_by(publication),
                     None => backfill,
                 };
-                let (room, cancel) = (Arc::clone(&room), cancel.clone());
+                let (cancel, totals, mapping) = (cancel.clone(), Arc::clone(&totals), mapping.id);
                 async move {
-                    let _room = tokio::select! {
-                        () = cancel.cancelled() => return Ok(()),
-                        room = room.acquire() => room,
+                    let tell = |p: &BackfillProgress| {
+                        totals.set(Side::Postgres, mapping, p.total.filter(|_| !p.finished));
                     };
-                    backfill.run(from, &cancel, |_| {}).await.map(drop)
+                    backfill.run(from, &cancel, tell).await.map(drop)
                 }
             });
             tasks.spawn("copy from postgres", copying);

@@ -9,8 +9,12 @@
 //! lies before the low message and the chunk's snapshot still did not see it, the chunk holds rows older than the stream has
 //! told already. So the snapshot comes with the chunk and is compared with the transactions before the low message; if it
 //! misses one, the chunk is read again.
+//!
+//! A copy may have several windows open at a time. Its chunks are taken in their order: one that does not begin where the last one ended is
+//! read again.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
@@ -25,7 +29,7 @@ use crate::flow::{Item, Own, Row, RowOperation};
 pub(crate) const BACKFILL_PREFIX: &str = "tidelock.backfill";
 
 /// Windows that may be announced at once.
-const WINDOWS_MAX: usize = 16;
+pub(crate) const WINDOWS_MAX: usize = 16;
 /// Keys that a window collects before its chunk is better read again.
 const TOUCHED_MAX: usize = 1_000_000;
 /// Transactions that are remembered. Only one whose commit waits for a synchronous standby for longer than these take could
@@ -48,9 +52,11 @@ pub(crate) struct Chunk {
     pub(crate) missing: Vec<Key>,
     /// What the read could see.
     pub(crate) snapshot: Snapshot,
-    /// Rows read so far, these included.
-    pub(crate) rows_total: u64,
-    /// Everything up to this key is read.
+    /// Rows that were read.
+    pub(crate) read: u64,
+    /// The place behind which they were read.
+    pub(crate) from: Str,
+    /// Everything from there up to this place is read.
     pub(crate) after: Str,
     /// Whether it is the last chunk.
     pub(crate) finished: bool,
@@ -71,9 +77,40 @@ pub(crate) struct Window {
     /// The id in both messages.
     pub(crate) id: String,
     pub(crate) mapping: MappingId,
+    /// How far the copy has come that the chunk is of.
+    pub(crate) reached: Reached,
     /// The chunk, sent before the high message.
     pub(crate) chunk: oneshot::Receiver<Chunk>,
     pub(crate) outcome: oneshot::Sender<ChunkOutcome>,
+}
+
+/// How far a copy has come, as of the windows that have closed.
+#[derive(Debug, Clone)]
+pub(crate) struct Reached(Arc<Mutex<At>>);
+
+#[derive(Debug)]
+struct At {
+    rows: u64,
+    after: Str,
+    /// The run of capture that took the last chunk.
+    taken_by: Option<u64>,
+}
+
+impl Reached {
+    pub(crate) fn new(rows: u64, after: Str) -> Self {
+        Self(Arc::new(Mutex::new(At { rows, after, taken_by: None })))
+    }
+
+    /// Goes on to the end of a chunk; returns the rows read so far. None if it does not begin where the last one ended, or that one
+    /// was taken by another run of capture, with which it may have been lost.
+    fn advance(&self, chunk: &Chunk, run: u64) -> Option<u64> {
+        let mut at = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if at.after != chunk.from || at.taken_by.is_some_and(|taken_by| taken_by != run) {
+            return None;
+        }
+        *at = At { rows: at.rows + chunk.read, after: chunk.after.clone(), taken_by: Some(run) };
+        Some(at.rows)
+    }
 }
 
 /// What a running capture shares with the rest: its status, and the windows that backfills announce. It outlives restarts.
@@ -81,6 +118,7 @@ pub(crate) struct Window {
 pub struct CaptureHandle {
     status: Arc<CaptureStatus>,
     announced: Arc<Mutex<VecDeque<Window>>>,
+    runs: Arc<AtomicU64>,
     republished: CancellationToken,
 }
 
@@ -138,6 +176,8 @@ struct OpenWindow {
 #[derive(Debug, Default)]
 pub(super) struct Windows {
     handle: CaptureHandle,
+    /// Which of the handle's runs of capture this is.
+    run: u64,
     open: Vec<OpenWindow>,
     recent: VecDeque<u32>,
     transactions: u64,
@@ -147,15 +187,16 @@ pub(super) struct Windows {
 
 /// A window that closed with a chunk to offer.
 pub(super) struct Closed {
-    pub(super) mapping: MappingId,
-    pub(super) chunk: Chunk,
-    pub(super) outcome: oneshot::Sender<ChunkOutcome>,
+    mapping: MappingId,
+    chunk: Chunk,
+    rows_total: u64,
+    outcome: oneshot::Sender<ChunkOutcome>,
 }
 
 impl Closed {
     /// What the chunk tells: its rows, and how far the backfill has come with them.
     pub(super) fn into_items(self) -> (impl Iterator<Item = Item>, oneshot::Sender<ChunkOutcome>) {
-        let Self { mapping, chunk, outcome } = self;
+        let Self { mapping, chunk, rows_total, outcome } = self;
         let row = move |operation, key, salesforce_id, fields| {
             Item::Row(Row { mapping, operation, key: Some(key), old_key: None, salesforce_id, fields, own: Own::No })
         };
@@ -164,7 +205,7 @@ impl Closed {
         let notice = Item::Notice(Notice::Backfill {
             side: Side::Postgres,
             mapping,
-            rows: chunk.rows_total,
+            rows: rows_total,
             after: chunk.after,
             finished: chunk.finished,
         });
@@ -174,7 +215,8 @@ impl Closed {
 
 impl Windows {
     pub(super) fn new(handle: CaptureHandle, unread: impl IntoIterator<Item = (MappingId, FieldId)>) -> Self {
-        Self { handle, unread: unread.into_iter().collect(), ..Self::default() }
+        let run = handle.runs.fetch_add(1, Relaxed);
+        Self { handle, run, unread: unread.into_iter().collect(), ..Self::default() }
     }
 
     /// The first of a mapping's fields whose columns the stream may not have yet. A backfill looks for its columns before it
@@ -229,16 +271,21 @@ impl Windows {
     pub(super) fn high(&mut self, id: &str) -> Option<Closed> {
         let place = self.open.iter().position(|w| w.window.id == id)?;
         let OpenWindow { window, touched, opened_at, spoiled } = self.open.swap_remove(place);
-        let Window { mapping, mut chunk, outcome, .. } = window;
+        let Window { mapping, reached, mut chunk, outcome, .. } = window;
+        if outcome.is_closed() {
+            // The copy has begun anew, and may be further by now.
+            return None;
+        }
         let Ok(mut chunk) = chunk.try_recv() else { return None };
-        if spoiled || self.misses_one(&chunk.snapshot, opened_at) {
+        let holds = !spoiled && !self.misses_one(&chunk.snapshot, opened_at);
+        let Some(rows_total) = holds.then(|| reached.advance(&chunk, self.run)).flatten() else {
             // A backfill that is gone has no use for the answer.
             let _gone = outcome.send(ChunkOutcome::Again);
             return None;
-        }
+        };
         chunk.rows.retain(|row| !touched.contains(&row.key));
         chunk.missing.retain(|key| !touched.contains(key));
-        Some(Closed { mapping, chunk, outcome })
+        Some(Closed { mapping, chunk, rows_total, outcome })
     }
 
     /// Whether the snapshot does not see a transaction that the stream had told before the window opened.
@@ -292,9 +339,18 @@ mod tests {
     use super::*;
 
     fn announce(handle: &CaptureHandle, id: &str) -> (oneshot::Sender<Chunk>, oneshot::Receiver<ChunkOutcome>) {
+        announce_of(handle, id, &Reached::new(0, Str::default()))
+    }
+
+    fn announce_of(
+        handle: &CaptureHandle,
+        id: &str,
+        reached: &Reached,
+    ) -> (oneshot::Sender<Chunk>, oneshot::Receiver<ChunkOutcome>) {
         let (chunk_tx, chunk) = oneshot::channel();
         let (outcome, outcome_rx) = oneshot::channel();
-        handle.announce(Window { id: id.into(), mapping: MappingId(1), chunk, outcome }).unwrap();
+        let (mapping, reached) = (MappingId(1), reached.clone());
+        handle.announce(Window { id: id.into(), mapping, reached, chunk, outcome }).unwrap();
         (chunk_tx, outcome_rx)
     }
 
@@ -304,7 +360,8 @@ mod tests {
             rows: keys.iter().map(row).collect(),
             missing: vec![Key::from_parts(["2"]), Key::from_parts(["7"])],
             snapshot: Snapshot::parse(snapshot).unwrap(),
-            rows_total: keys.len() as u64,
+            read: keys.len() as u64,
+            from: Str::default(),
             after: Str::new(keys.last().unwrap()),
             finished: false,
         }
@@ -341,6 +398,37 @@ mod tests {
             assert_eq!(windows.high("a").is_none(), again, "{snapshot}");
             assert_eq!(outcome.try_recv().ok(), again.then_some(ChunkOutcome::Again));
         }
+    }
+
+    #[test]
+    fn chunks_of_a_copy_are_taken_in_their_order() {
+        let handle = CaptureHandle::new();
+        let reached = Reached::new(100, Str::default());
+        let begun = |windows: &mut Windows, id: &str, from: &str, key: &str| {
+            let (chunk_tx, outcome) = announce_of(&handle, id, &reached);
+            windows.low(id);
+            chunk_tx.send(Chunk { from: from.into(), ..chunk(&[key], "9:9:") }).unwrap();
+            outcome
+        };
+        let mut windows = Windows::new(handle.clone(), []);
+        let _outcome = begun(&mut windows, "a", "", "2");
+        assert_eq!(windows.high("a").unwrap().rows_total, 101);
+        let mut spoiled = begun(&mut windows, "b", "2", "4");
+        windows.spoil(MappingId(1));
+        let mut ahead = begun(&mut windows, "c", "4", "6");
+        let mut gone = begun(&mut windows, "d", "2", "4");
+        assert!(windows.high("b").is_none() && windows.high("c").is_none());
+        assert_eq!(spoiled.try_recv(), Ok(ChunkOutcome::Again));
+        assert_eq!(ahead.try_recv(), Ok(ChunkOutcome::Again), "the one before it was not taken");
+        gone.close();
+        assert!(windows.high("d").is_none(), "nobody waits for it");
+        let _outcome = begun(&mut windows, "e", "2", "4");
+        assert_eq!(windows.high("e").unwrap().rows_total, 102);
+        // What the last run had taken may not have become durable.
+        let mut windows = Windows::new(handle.clone(), []);
+        let mut outcome = begun(&mut windows, "f", "4", "6");
+        assert!(windows.high("f").is_none());
+        assert_eq!(outcome.try_recv(), Ok(ChunkOutcome::Again));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod connections;
 mod copying;
+mod copying_ranges;
 mod scripted;
 mod streaming;
 mod streams;
@@ -17,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Capture, CaptureConfig, CaptureHandle, CaptureSnapshot};
 use crate::change::{
-    Catalog, DeletePolicy, FieldDef, FieldId, FieldKind, ForeignEdit, InitialMerge, Lsn, MappingDef, MappingId, Offset,
-    Policy, Position, StreamId, Value,
+    Catalog, DeletePolicy, FieldDef, FieldId, FieldKind, ForeignEdit, InitialMerge, Lsn, MappingDef, MappingId, Notice,
+    Offset, Policy, Position, StreamId, Value,
 };
 use crate::demo::server::{PostgresServer, ServerSettings};
 use crate::error::Result;
@@ -81,6 +82,25 @@ impl MemoryLog {
         self.kept.lock().unwrap().durable.clone()
     }
 
+    /// Loses what was not durable.
+    pub(super) fn crash(&self) {
+        let mut kept = self.kept.lock().unwrap();
+        let durable = kept.durable.as_ref().map(place);
+        kept.position = durable;
+        kept.events.retain(|event| Some(place(&event.position)) <= durable);
+    }
+
+    /// The rows that backfills have read so far by each notice, and whether that is durable.
+    pub(super) fn copied(&self) -> Vec<(u64, bool)> {
+        let kept = self.kept.lock().unwrap();
+        let durable = kept.durable.as_ref().map(place);
+        let notices = kept.events.iter().filter_map(|event| match &event.item {
+            Item::Notice(Notice::Backfill { rows, .. }) => Some((*rows, Some(place(&event.position)) <= durable)),
+            _ => None,
+        });
+        notices.collect()
+    }
+
     pub(super) fn batches(&self) -> usize {
         self.kept.lock().unwrap().batches
     }
@@ -96,6 +116,11 @@ impl MemoryLog {
     }
 }
 
+fn place(position: &Position) -> (Lsn, u32) {
+    let Position::Postgres { commit_lsn, index, .. } = position else { panic!("not of PostgreSQL") };
+    (*commit_lsn, *index)
+}
+
 impl Intake for MemoryLog {
     async fn offer(&self, batch: Batch) -> Result<impl Future<Output = Result<Receipt>> + Send + 'static> {
         self.room.subscribe().wait_for(|room| *room).await.unwrap();
@@ -104,13 +129,13 @@ impl Intake for MemoryLog {
             let mut kept = self.kept.lock().unwrap();
             kept.batches += 1;
             for event in batch.events {
-                let Position::Postgres { commit_lsn, index, .. } = event.position else { panic!("not of PostgreSQL") };
+                let at = place(&event.position);
                 last = Some(event.position.clone());
-                if kept.position.is_some_and(|at| (commit_lsn, index) <= at) {
+                if kept.position.is_some_and(|known| at <= known) {
                     duplicates += 1;
                     continue;
                 }
-                kept.position = Some((commit_lsn, index));
+                kept.position = Some(at);
                 kept.events.push(event);
             }
         }

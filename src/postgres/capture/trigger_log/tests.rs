@@ -620,7 +620,7 @@ async fn the_installation_is_planned_once_adopts_heroku_connects_log_and_is_take
 /// A batch with a window in it, which ends where the batch does: rows have the places that they have without it.
 #[test]
 fn a_copied_chunk_comes_last_and_moves_no_places() {
-    use crate::postgres::capture::watermark::{Chunk, ChunkRow, Snapshot, Window};
+    use crate::postgres::capture::watermark::{Chunk, ChunkRow, Reached, Snapshot, Window};
     use crate::postgres::introspect::TableDetail;
 
     let catalog = table_catalog();
@@ -682,7 +682,8 @@ fn a_copied_chunk_comes_last_and_moves_no_places() {
     let handle = CaptureHandle::new();
     let (chunk_tx, chunk) = oneshot::channel();
     let (outcome, _waiting) = oneshot::channel();
-    handle.announce(Window { id: "w".into(), mapping: MappingId(1), chunk, outcome }).unwrap();
+    let reached = Reached::new(0, "".into());
+    handle.announce(Window { id: "w".into(), mapping: MappingId(1), reached, chunk, outcome }).unwrap();
     let read =
         |key: &str| ChunkRow { key: crate::change::Key::from_parts([key]), salesforce_id: None, fields: Vec::new() };
     chunk_tx
@@ -690,7 +691,8 @@ fn a_copied_chunk_comes_last_and_moves_no_places() {
             rows: vec![read("1"), read("2"), read("7")],
             missing: Vec::new(),
             snapshot: Snapshot::parse("9:9:").unwrap(),
-            rows_total: 3,
+            read: 3,
+            from: "".into(),
             after: "7".into(),
             finished: true,
         })
