@@ -101,7 +101,7 @@ async fn run() -> Result<()> {
 async fn install_into(config: &Config) -> Result<()> {
     let org = app::salesforce(config)?;
     let described = app::describe(config, &org).await?;
-    let catalog = app::compile(config, &described, None)?;
+    let catalog = app::compile(config, &described, None, tidelock::mapping::Scope::Wanted)?;
     let postgres = &config.postgres;
     let wanted = install::Installation::new(&catalog, &postgres.publication, &described.sobjects, postgres.numbers);
     let mut session = Session::open(&app::endpoint(config)).await?;

@@ -24,7 +24,12 @@ SELECT c.relname::pg_catalog.text,
        NOT a.attnotnull,
        a.attgenerated <> '',
        a.atthasdef OR a.attidentity <> '',
-       t.typcategory::pg_catalog.text
+       t.typcategory::pg_catalog.text,
+       ARRAY(SELECT e.enumlabel::pg_catalog.text
+               FROM pg_catalog.pg_enum e
+              WHERE e.enumtypid = b.typ
+              ORDER BY e.enumsortorder),
+       a.atttypid <> b.typ
   FROM base b
   JOIN pg_catalog.pg_type t ON t.oid = b.typ AND t.typtype <> 'd'
   JOIN pg_catalog.pg_attribute a ON a.attrelid = b.relid AND a.attnum = b.attnum

@@ -1,9 +1,9 @@
 //! The catalog in force: from the configuration and what both sides say of themselves.
 
 use crate::change::Catalog;
-use crate::config::Config;
+use crate::config::{Config, MappingConfig};
 use crate::error::{Error, Kind, Result};
-use crate::mapping::{Finding, SobjectDescription, TableDescription};
+use crate::mapping::{Finding, Scope, SobjectDescription, TableDescription, expand};
 use crate::postgres::connect::Session;
 use crate::postgres::introspect::describe_tables;
 use crate::salesforce::describe::describe as describe_sobject;
@@ -11,6 +11,7 @@ use crate::salesforce::describe::describe as describe_sobject;
 use super::connect::{Org, endpoint};
 
 /// What both sides say of what is mapped.
+#[derive(Debug, Clone, Default)]
 pub struct Described {
     /// The mapped sObjects that exist.
     pub sobjects: Vec<SobjectDescription>,
@@ -36,15 +37,27 @@ pub async fn describe(config: &Config, org: &Org) -> Result<Described> {
 
 /// The catalog for a running link: every table and column must be there.
 pub(super) fn compile_finished(config: &Config, described: &Described, previous: Option<&Catalog>) -> Result<Catalog> {
-    let catalog = compile(config, described, previous)?;
+    let catalog = compile(config, described, previous, Scope::Present)?;
     let missing = crate::mapping::unfinished(&catalog, &described.tables);
     if missing.is_empty() { Ok(catalog) } else { Err(refusal(&missing)) }
 }
 
 /// The catalog for a configuration. `previous` is the one that the log has in force: what it named keeps its ids.
-pub fn compile(config: &Config, described: &Described, previous: Option<&Catalog>) -> Result<Catalog> {
-    crate::mapping::compile(&config.mappings, &config.defaults(), &described.sobjects, &described.tables, previous)
+pub fn compile(config: &Config, described: &Described, previous: Option<&Catalog>, scope: Scope) -> Result<Catalog> {
+    let (mappings, _) = mappings(config, described, previous, scope);
+    crate::mapping::compile(&mappings, &config.defaults(), &described.sobjects, &described.tables, previous)
         .map_err(|findings| refusal(&findings))
+}
+
+/// The configuration's mappings with their fields listed one by one; and what is to be told of fields that are left out.
+pub fn mappings(
+    config: &Config,
+    described: &Described,
+    previous: Option<&Catalog>,
+    scope: Scope,
+) -> (Vec<MappingConfig>, Vec<Finding>) {
+    let schema = &config.postgres.schema;
+    expand(&config.mappings, schema, &described.sobjects, &described.tables, previous, scope)
 }
 
 fn refusal(findings: &[Finding]) -> Error {

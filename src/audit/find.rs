@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::causality::RecordState;
 use crate::change::codec::{self, Reader};
-use crate::change::{Body, Catalog, Entry, FieldKind, Key, Offset, RecordId, Side, Str, Subject, Value};
+use crate::change::{Body, Catalog, Entry, FieldKind, Key, Offset, RecordId, Side, Str, Subject, Ticket, Value};
 use crate::clock::Micros;
 use crate::error::{Error, Kind, Result};
 use crate::ledger::fold::Fold;
@@ -390,6 +390,19 @@ impl<'l> Lens<'l> {
             lost_from: dots(&last.loser_dots),
             decided_by: ruling(&last.ruling),
         }))
+    }
+
+    /// The writes that are dead letters, each with the refusal's code.
+    pub fn refused_writes(&self) -> Result<Vec<(Offset, Ticket, Str)>> {
+        let mut found = Vec::new();
+        self.scan(keys::DEAD_LETTER, |offset, value| {
+            let code = Reader::new(value.get(9..).unwrap_or_default()).text().unwrap_or_default();
+            if let Body::Ticket(ticket) = read_entry(self.log, Offset(offset))?.body {
+                found.push((Offset(offset), ticket, code));
+            }
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     /// Dead letters, oldest first.

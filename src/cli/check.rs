@@ -6,7 +6,7 @@ use crate::app;
 use crate::change::Catalog;
 use crate::config::{Config, MappingConfig};
 use crate::error::Result;
-use crate::mapping::{self, Finding, Severity};
+use crate::mapping::{self, Finding, Scope, Severity};
 use crate::postgres::preflight::{self as postgres, Request, Stage};
 use crate::salesforce::preflight as salesforce;
 
@@ -28,11 +28,14 @@ pub(super) async fn run(config: &Config, output: Output) -> Result<Verdict> {
 async fn findings(config: &Config) -> Result<Vec<Finding>> {
     let org = app::salesforce(config)?;
     let described = app::describe(config, &org).await?;
+    let known = super::init::in_force(config).await?;
+    let (mappings, left_out) = app::mappings(config, &described, known.as_ref(), Scope::Present);
     let (catalog, mut findings) =
-        mapping::check(&config.mappings, &config.defaults(), &described.sobjects, &described.tables, None);
+        mapping::check(&mappings, &config.defaults(), &described.sobjects, &described.tables, None);
+    findings.extend(left_out);
     let catalog = match catalog {
         Some(catalog) => catalog,
-        None => sound_part(config, &described),
+        None => sound_part(config, &mappings, &described),
     };
     let stage = if described.tables.is_empty() { Stage::Install } else { Stage::Run };
     let endpoint = app::endpoint(config);
@@ -60,12 +63,12 @@ async fn findings(config: &Config) -> Result<Vec<Finding>> {
 }
 
 /// The catalog of those mappings that are free of errors, so that a fault in one does not hide what is wrong elsewhere.
-fn sound_part(config: &Config, described: &app::Described) -> Catalog {
+fn sound_part(config: &Config, mappings: &[MappingConfig], described: &app::Described) -> Catalog {
     let compile = |mappings: &[MappingConfig]| {
         mapping::check(mappings, &config.defaults(), &described.sobjects, &described.tables, None).0
     };
     let sound: Vec<MappingConfig> =
-        config.mappings.iter().filter(|mapping| compile(std::slice::from_ref(mapping)).is_some()).cloned().collect();
+        mappings.iter().filter(|mapping| compile(std::slice::from_ref(mapping)).is_some()).cloned().collect();
     compile(&sound).unwrap_or_default()
 }
 

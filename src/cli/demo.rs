@@ -129,7 +129,7 @@ impl Demo {
         ))?;
 
         self.head("tidelock init: mirror tables, triggers, publication and replication slot")?;
-        let installed = super::init::install(&config, false).await?;
+        let installed = super::init::install(&config, false, false).await?;
         self.say(&format!(
             "{} steps: tables {}",
             installed.steps.len(),

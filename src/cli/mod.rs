@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand. Printing lives here and nowhere else.
 //!
 //! Exit codes: 0 done; 1 it failed; 2 the command line or the configuration is wrong; 3 a check or verification found
-//! problems; 130 a signal ended it before it was done.
+//! problems, or a plan something to do; 130 a signal ended it before it was done.
 
 mod check;
 mod conflicts;
@@ -10,6 +10,7 @@ mod demo;
 mod init;
 mod log;
 mod output;
+mod plan;
 mod progress;
 mod remote;
 mod run;
@@ -49,6 +50,8 @@ enum Command {
     Sandbox(sandbox::Arguments),
     /// Writes a first configuration, or creates in the database what the configuration needs.
     Init(init::Arguments),
+    /// Shows what the configuration and the org's fields ask of the database, and what it costs; changes nothing.
+    Plan,
     /// Checks configuration, database and org, and says what to do about each finding.
     Check,
     /// Keeps both sides in step until it is stopped.
@@ -110,6 +113,7 @@ impl Cli {
             Command::Demo(arguments) => demo::run(arguments, output, cancel).await,
             Command::Sandbox(arguments) => sandbox::run(arguments, output, cancel).await,
             Command::Init(arguments) => init::run(arguments, &self.config, output).await,
+            Command::Plan => plan::run(&load(&self.config)?, output).await,
             Command::Check => check::run(&load(&self.config)?, output).await,
             Command::Run => run::run(load(&self.config)?, cancel).await,
             Command::Status => status::run(&load(&self.config)?, output).await,

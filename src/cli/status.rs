@@ -5,7 +5,7 @@ use serde_json::Value as Json;
 use crate::audit::Lens;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
-use crate::status::{Direction, Figures};
+use crate::status::{Direction, Figures, Schema};
 
 use super::output::{self, Output};
 use super::{Verdict, blocking, remote};
@@ -38,6 +38,11 @@ fn print(config: &Config, figures: &Figures) -> Result<()> {
     ))?;
     if let Some(why) = &figures.unconfigured {
         output::line(why)?;
+    }
+    if let Some(schema) = &figures.schema {
+        for line in schema_lines(schema) {
+            output::line(&line)?;
+        }
     }
     let mut table = output::table(&[
         "direction",
@@ -88,6 +93,19 @@ fn print(config: &Config, figures: &Figures) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+fn schema_lines(schema: &Schema) -> Vec<String> {
+    let to_do = || schema.differences.iter().filter(|difference| difference.to_do);
+    let mut lines = Vec::from_iter(schema.problem.clone());
+    lines.extend(to_do().map(|d| {
+        let failed = d.failed.as_ref().map_or_else(String::new, |why| format!("; it could not be done: {why}"));
+        format!("{}.{}: {}{failed}", d.mapping, d.field, d.message)
+    }));
+    if to_do().next().is_some() {
+        lines.push("`tidelock plan` shows what is to be done".to_owned());
+    }
+    lines
 }
 
 fn row(direction: &Direction) -> Vec<String> {

@@ -12,6 +12,17 @@ use crate::change::{DeletePolicy, InitialMerge, Policy, Side};
 /// The longest name that PostgreSQL takes for a slot or another object.
 pub const NAME_MAX: usize = 63;
 
+/// What a running link does when the org's fields are not those that the tables were made for any more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SchemaChanges {
+    /// It goes on with the columns there are, and says what has changed; a person runs `tidelock init --apply`.
+    #[default]
+    Manual,
+    /// It adds columns and widens them itself, where that is done in an instant and takes nothing away.
+    Auto,
+}
+
 /// The link: one org, one database, their mappings and one change log.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -35,6 +46,12 @@ pub struct Link {
     pub tolerance_ms: u32,
     /// Whose values stand where both sides hold a record already when they are first joined.
     pub initial_merge: InitialMerge,
+    /// What is done about fields that are added, changed or removed in the org while the link runs.
+    pub schema: SchemaChanges,
+    /// How often the org is asked to describe what is mapped, besides each time that its events have another schema. One API
+    /// call for each mapping.
+    #[schemars(range(min = 1, max = 86_400))]
+    pub describe_seconds: u32,
 }
 
 impl Default for Link {
@@ -47,6 +64,8 @@ impl Default for Link {
             delete: DeletePolicy::UpdateWins,
             tolerance_ms: 2_000,
             initial_merge: InitialMerge::Salesforce,
+            schema: SchemaChanges::Manual,
+            describe_seconds: 900,
         }
     }
 }
@@ -66,6 +85,7 @@ impl Link {
             self.log = around.path(&self.log);
         }
         doc.in_range("link", "tolerance_ms", self.tolerance_ms, 0..=600_000);
+        doc.in_range("link", "describe_seconds", self.describe_seconds, 1..=86_400);
     }
 }
 

@@ -37,9 +37,12 @@ pub struct MappingConfig {
     /// The external id field by which records born in PostgreSQL are created in Salesforce, exactly once. Only a read_only
     /// mapping can do without.
     pub external_id: Option<String>,
-    /// The fields: names, or tables with what is special about a field.
+    /// The fields: names, or tables with what is special about a field. `"*"` is every field of the sObject that can be mapped
+    /// and is not listed beside it.
     #[schemars(length(min = 1))]
     pub fields: Vec<FieldConfig>,
+    /// Fields that `"*"` leaves out.
+    pub exclude: Vec<String>,
     /// How conflicts end here, if other than the link says.
     pub policy: Option<Policy>,
     /// What wins between a delete and an unseen edit, if other than the link says.
@@ -62,6 +65,7 @@ impl Default for MappingConfig {
             access: Access::default(),
             external_id: None,
             fields: Vec::new(),
+            exclude: Vec::new(),
             policy: None,
             delete: None,
             truncate: TruncatePolicy::default(),
@@ -84,6 +88,16 @@ pub struct FieldConfig {
     pub owner: Option<Side>,
     /// What happens to the other side's edits.
     pub foreign_edit: Option<ForeignEdit>,
+}
+
+/// What stands for every field in a mapping's list.
+pub const EVERY_FIELD: &str = "*";
+
+impl MappingConfig {
+    /// Whether fields are mapped that are not listed.
+    pub fn has_every_field(&self) -> bool {
+        self.fields.iter().any(|field| field.name == EVERY_FIELD)
+    }
 }
 
 impl FieldConfig {
@@ -229,11 +243,18 @@ fn check_fields(mapping: &MappingConfig, at: &str, doc: &mut Document<'_>) {
     } else if mapping.fields.is_empty() {
         doc.fault(&format!("{at}.fields"), "`fields` names no field", hint("mapping", "fields"));
     }
+    if !mapping.exclude.is_empty() && !mapping.has_every_field() {
+        let what = "`exclude` says what \"*\" leaves out, and `fields` has no \"*\"";
+        doc.fault(&format!("{at}.exclude"), what, "fields = [\"*\"], or leave out `exclude`");
+    }
     let mut names: BTreeMap<String, usize> = BTreeMap::new();
     let mut columns: BTreeMap<String, usize> = BTreeMap::new();
     for (n, field) in mapping.fields.iter().enumerate() {
         let path = format!("{at}.fields.{n}");
         let name = &field.name;
+        if *field == FieldConfig::named(EVERY_FIELD) && names.insert(EVERY_FIELD.to_owned(), n).is_none() {
+            continue;
+        }
         let is_relationship = name.contains('.');
         if !name.split('.').all(is_api_name) || name.split('.').count() > 2 {
             let what = format!("`{name}` is not a field's API name, nor a relationship and an external id");

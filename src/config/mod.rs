@@ -28,8 +28,8 @@ use secret::Surroundings;
 
 pub use errors::{ConfigError, ConfigErrors};
 pub use http::Http;
-pub use link::{Link, NAME_MAX};
-pub use mapping::{Access, FieldConfig, MappingConfig, default_column};
+pub use link::{Link, NAME_MAX, SchemaChanges};
+pub use mapping::{Access, EVERY_FIELD, FieldConfig, MappingConfig, default_column};
 pub use postgres::{Capture, Numbers, Postgres, SslMode};
 pub use replay::Replay;
 pub use salesforce::{Auth, Salesforce};

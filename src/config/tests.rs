@@ -61,6 +61,7 @@ fn uncommented() -> String {
         "delete = \"delete_wins\"",
         "policy = \"review\"",
         "initial_merge = \"postgres\"",
+        "exclude",
     ];
     let mut text = String::new();
     for line in example().lines() {
@@ -190,6 +191,9 @@ fn each_fault_names_its_line_and_what_to_write() {
         ("[\"LastName\"]", "[{ column = \"p\" }]", "`name` is missing"),
         ("[\"LastName\"]", "[{ name = \"Phone\", foreign_edit = \"ignore\" }]", "has `foreign_edit` but no `owner`"),
         ("[\"LastName\"]", "[5]", "write: fields = ["),
+        ("[\"LastName\"]", "[\"*\", \"*\"]", "`*` is not a field's API name"),
+        ("[\"LastName\"]", "[{ name = \"*\", column = \"all\" }]", "`*` is not a field's API name"),
+        ("[\"LastName\"]", "[\"LastName\"]\nexclude = [\"Email\"]", "and `fields` has no \"*\""),
         ("[\"LastName\"]", "[\"Last Name\"]", "is not a field's API name"),
         (
             "fields = [\"LastName\"]",

@@ -111,6 +111,13 @@ impl Collector for Scrape {
             let help = "Whether most of the replication slot's room is used up";
             gauge(&mut encoder, "slot_endangered", help, u64::from(slot.endangered))?;
         }
+        if let Some(schema) = &figures.schema {
+            let to_do = schema.differences.iter().filter(|difference| difference.to_do).count() as u64;
+            let help = "Fields of the org that the tables have no room for; `tidelock plan` shows them";
+            gauge(&mut encoder, "schema_differences", help, to_do)?;
+            let help = "Whether the mappings do not fit the org any more, so that those in force go on";
+            gauge(&mut encoder, "schema_problem", help, u64::from(schema.problem.is_some()))?;
+        }
         for (name, help, read) in RECONCILE {
             let kind = ConstGauge::new(0_i64).metric_type();
             let mut family = encoder.encode_descriptor(name, help, None, kind)?;

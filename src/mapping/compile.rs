@@ -2,7 +2,7 @@
 //!
 //! Ids are stable: a mapping that the previous catalog has by the same name for the same sObject keeps its id, and so
 //! does a
-//! field of it by its name, whatever else about it has changed. New ones get the lowest id never given.
+//! field of it by its name, unless its values have another form now. New ones get the lowest id never given.
 //!
 //! Every mapping gets the record's Salesforce id (`sfid`), and `SystemModstamp`, `CreatedDate` and `IsDeleted` where
 //! the sObject
@@ -120,7 +120,7 @@ impl<'a> Compiler<'a> {
         let wanted = with_usual_fields(config, sobject, table);
         let mut fields: Vec<FieldDef> =
             wanted.iter().filter_map(|field| resolver.field(field, &mut self.findings)).collect();
-        let next_field = self.number(&mut fields, known, &config.name);
+        let next_field = self.number(&mut fields, known, table, &config.name);
         let mut mapping = MappingDef {
             id,
             name: config.name.clone(),
@@ -139,6 +139,9 @@ impl<'a> Compiler<'a> {
         };
         self.external_id(config, sobject, &mut mapping);
         self.table(&mapping, table);
+        for field in &mut mapping.fields {
+            field.kind = kept_by_column(field, table);
+        }
         self.writability(config, sobject, &mapping);
         let faulty = self.findings.iter().any(|f| f.is_error() && is_about(&f.subject, &config.name));
         if !faulty {
@@ -176,10 +179,17 @@ impl<'a> Compiler<'a> {
     }
 
     /// Gives each field its id and sorts by it; the lowest id never given.
-    fn number(&mut self, fields: &mut [FieldDef], known: Option<&MappingDef>, mapping: &str) -> FieldId {
+    fn number(
+        &mut self,
+        fields: &mut [FieldDef],
+        known: Option<&MappingDef>,
+        table: Option<&TableDescription>,
+        mapping: &str,
+    ) -> FieldId {
         let mut next = known.map_or(0, |m| m.next_field.0);
         for field in &mut *fields {
-            let same = known.and_then(|m| m.field_named(&field.name)).map(|same| same.id);
+            let same = known.and_then(|m| m.field_named(&field.name));
+            let same = same.filter(|same| is_same_form(&same.kind, &kept_by_column(field, table))).map(|same| same.id);
             field.id = same.unwrap_or(FieldId(next));
             next = next.saturating_add(u16::from(same.is_none()));
         }
@@ -319,6 +329,36 @@ impl<'a> Compiler<'a> {
                 "rows that wait to be created in Salesforce are matched by it: let the link run dry first",
             ));
         }
+    }
+}
+
+/// A field's values without the digits that its column would round away: what comes back would be taken for an edit of the whole
+/// value.
+fn kept_by_column(field: &FieldDef, table: Option<&TableDescription>) -> FieldKind {
+    let column = table.and_then(|table| table.column(&field.column));
+    let kept = column.and_then(|column| columns::scale_kept(&column.type_name));
+    match (&field.kind, kept) {
+        (FieldKind::Number { scale }, Some(kept)) => {
+            FieldKind::Number { scale: u8::try_from(kept).map_or(*scale, |kept| kept.min(*scale)) }
+        }
+        (kind, _) => kind.clone(),
+    }
+}
+
+/// Whether the values that are known of a field are what would be read of it now. Otherwise it is another field: both sides are
+/// read again.
+fn is_same_form(known: &FieldKind, now: &FieldKind) -> bool {
+    let is_text =
+        |kind: &FieldKind| matches!(kind, FieldKind::Text { .. } | FieldKind::Picklist | FieldKind::MultiPicklist);
+    let scale = |kind: &FieldKind| match kind {
+        FieldKind::Integer => Some(0),
+        FieldKind::Number { scale } => Some(*scale),
+        _ => None,
+    };
+    match (scale(known), scale(now)) {
+        (Some(known), Some(now)) => now <= known,
+        _ if is_text(known) && is_text(now) => true,
+        _ => std::mem::discriminant(known) == std::mem::discriminant(now),
     }
 }
 

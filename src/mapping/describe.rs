@@ -154,4 +154,10 @@ pub struct ColumnDescription {
     pub nullable: bool,
     /// Whether the database computes it (`GENERATED ALWAYS AS`), so that it cannot be written.
     pub generated: bool,
+    /// Whether the type is a domain over the one that is named here.
+    #[serde(default)]
+    pub domain: bool,
+    /// The values of an enum, in its order; empty for any other type.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
 }

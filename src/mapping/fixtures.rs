@@ -116,6 +116,8 @@ pub(super) fn table(name: &str, columns: &[(&str, u32, &str)]) -> TableDescripti
                 type_name: (*type_name).to_owned(),
                 nullable: true,
                 generated: false,
+                domain: false,
+                labels: Vec::new(),
             })
             .collect(),
         replica_identity: 'd',

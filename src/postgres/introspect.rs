@@ -73,6 +73,10 @@ pub struct ColumnDetail {
     pub generated: bool,
     /// Whether it has a default or is an identity column.
     pub defaulted: bool,
+    /// Whether the type is a domain over the one that is named here.
+    pub domain: bool,
+    /// The values of an enum, in its order; empty for any other type.
+    pub labels: Vec<String>,
 }
 
 /// One unique index.
@@ -131,6 +135,8 @@ impl TableDetail {
                     type_name: column.type_name.clone(),
                     nullable: column.nullable,
                     generated: column.generated,
+                    domain: column.domain,
+                    labels: column.labels.clone(),
                 })
                 .collect(),
             replica_identity: self.replica_identity,
@@ -216,6 +222,8 @@ fn column(row: &Row) -> Result<ColumnDetail, tokio_postgres::Error> {
         generated: row.try_get(7)?,
         defaulted: row.try_get(8)?,
         category: letter(row, 9)?,
+        labels: row.try_get(10)?,
+        domain: row.try_get(11)?,
     })
 }
 

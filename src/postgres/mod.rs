@@ -4,6 +4,7 @@
 //! reads from, [`capture`] the stream into the change log (from the server's log, or from triggers), [`backfill`] what was there before,
 //! [`marks`] how our own messages get into the stream.
 
+pub mod alter;
 pub mod backfill;
 pub mod capture;
 pub mod connect;

@@ -402,6 +402,9 @@ impl<I: Intake + 'static> Running<I> {
             new.push(fingerprint);
             heard.push((event.replay_id, one));
         }
+        if self.hearing.take_new_schema() {
+            self.setup.status.note_new_schema();
+        }
         let read = self.read_untold(&heard).await?;
         self.hand_over(heard, &read).await?;
         for event in new {

@@ -140,6 +140,8 @@ pub(crate) struct Untold {
 pub(crate) struct Hearing {
     catalog: Arc<Catalog>,
     plans: HashMap<String, Arc<Plan>>,
+    /// Whether an event of a mapped object had a schema that none had before, since last asked.
+    new_schema: bool,
     /// By what our own changes are known.
     pub(crate) us: Us,
 }
@@ -180,7 +182,7 @@ enum Implied {
 
 impl Hearing {
     pub(crate) fn new(catalog: Arc<Catalog>, us: Us) -> Self {
-        Self { catalog, plans: HashMap::new(), us }
+        Self { catalog, plans: HashMap::new(), new_schema: false, us }
     }
 
     /// Understands one event.
@@ -226,6 +228,11 @@ impl Hearing {
         Ok(Heard { header, own, says })
     }
 
+    /// Whether an event of a mapped object had a schema that none had before, since this was last asked.
+    pub(crate) fn take_new_schema(&mut self) -> bool {
+        std::mem::take(&mut self.new_schema)
+    }
+
     fn plan(&mut self, schema_id: &str, schema: &EventSchema, entity: &str) -> Arc<Plan> {
         if let Some(plan) = self.plans.get(schema_id)
             && plan.entity == entity
@@ -238,6 +245,7 @@ impl Hearing {
             .map(|n| takes.iter().any(|take| !matches!(take.slots.get(n), None | Some(Slot::Skip))))
             .collect();
         let plan = Arc::new(Plan { entity: entity.to_owned(), takes, wanted });
+        self.new_schema |= !plan.takes.is_empty();
         self.plans.insert(schema_id.to_owned(), plan.clone());
         plan
     }

@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
+use tokio::sync::Notify;
+
 use crate::clock::Micros;
 
 /// Counters and marks of one capture. Shared; each is read on its own.
@@ -23,6 +25,7 @@ pub struct CaptureStatus {
     limited: AtomicBool,
     last_commit_us: AtomicI64,
     stream_time_us: AtomicI64,
+    new_schema: Notify,
 }
 
 macro_rules! counters {
@@ -76,6 +79,16 @@ impl CaptureStatus {
     /// `None` before the first event or keepalive.
     pub fn stream_time(&self) -> Option<Micros> {
         Some(self.stream_time_us.load(Ordering::Acquire)).filter(|at| *at != 0)
+    }
+
+    /// Waits until an event of a mapped object comes with a schema that none had before: the object's fields may have changed. What
+    /// came since the last time is told at once.
+    pub async fn new_schema(&self) {
+        self.new_schema.notified().await;
+    }
+
+    pub(crate) fn note_new_schema(&self) {
+        self.new_schema.notify_one();
     }
 
     pub(crate) fn count_event(&self, own: bool, foreign: bool) {

@@ -14,7 +14,8 @@
 //! | `POST /sandbox/wildcard` | tells `{"object", "change"}` as a gap event for `001*` and the like |
 //! | `POST /sandbox/undelete` | takes `{"ids": […], "user"}` out of the recycle bin |
 //! | `POST /sandbox/commit` | `{"user", "operations": [{"op", "object", "id", "fields", "key"}], "all_or_none", "origin"}`; the results of updates and deletes tell the values `before` |
-//! | `POST /sandbox/fields` | `{"object", "field": {…}}` adds or changes a field as the org file would |
+//! | `POST /sandbox/fields` | `{"object", "field": {…}}` adds or changes a field as the org file would; a custom field may get another type |
+//! | `DELETE /sandbox/fields` | `{"object", "field": "X__c"}` removes a custom field with its values |
 //! | `POST /sandbox/reset-usage` | sets the counted API requests to zero |
 //! | `GET /sandbox/dump/X` | all records of an object, by id; `?deleted=true` adds the recycle bin |
 //! | `GET /sandbox/stats` | counts |
@@ -31,10 +32,10 @@ use super::refusal::Refusal;
 use super::rest::Response;
 use super::schema::{ID, Kind};
 use super::state::State;
-use super::table::get;
+use super::table::{get, put};
 use super::value::{Value, write_json, write_string};
 use super::write::{Actor, Op, transact};
-use super::{orgfile, tell};
+use super::{normalise, orgfile, tell};
 
 /// The person in whose name things are done when no one is named.
 const NOBODY_NAMED: &str = "Ann Admin";
@@ -113,6 +114,10 @@ fn answer(
         ("POST", ["fields"]) => {
             let alter: Alter = read(body)?;
             org.with(|state| add_field(org, state, &alter)).map(|()| done())
+        }
+        ("DELETE", ["fields"]) => {
+            let remove: Remove = read(body)?;
+            org.with(|state| remove_field(org, state, &remove)).map(|()| done())
         }
         ("GET", ["dump", name]) => {
             let deleted = query.iter().any(|(key, value)| key == "deleted" && value == "true");
@@ -279,7 +284,7 @@ fn seen_before(state: &State, op: &Op<'_>) -> Json {
     };
     let shown = |name: &str| fields.is_none_or(|fields| fields.keys().any(|f| f.eq_ignore_ascii_case(name)));
     let all = state.schema.objects[object].fields.iter().enumerate();
-    let told = all.filter(|(_, f)| !matches!(f.kind, Kind::Address | Kind::Location) && shown(&f.name));
+    let told = all.filter(|(_, f)| !f.removed && !matches!(f.kind, Kind::Address | Kind::Location) && shown(&f.name));
     let told = told.map(|(position, field)| {
         let mut text = String::new();
         write_json(get(row, position), &mut text);
@@ -326,6 +331,51 @@ fn add_field(org: &Org, state: &mut State, alter: &Alter) -> Result<(), Refusal>
     let object = state.object(&alter.object)?;
     let mut schema = state.schema.clone();
     orgfile::alter(&mut schema, object, &alter.field).map_err(|e| wrong(e.explain()))?;
+    take_schema(org, state, object, schema)?;
+    let retyped = alter.field.kind.as_ref().and_then(|_| state.schema.objects[object].field(&alter.field.name));
+    if let Some(field) = retyped {
+        convert(state, object, field);
+    }
+    Ok(())
+}
+
+/// Makes the values of a field fit its type. As in Salesforce nobody is told, and what does not fit is gone.
+fn convert(state: &mut State, object: usize, field: usize) {
+    let definition = state.schema.objects[object].fields[field].clone();
+    let table = &mut state.tables[object];
+    for position in 0..table.len() {
+        let Some(mut row) = table.row(position).cloned() else { continue };
+        let fits = get(&row, field).and_then(|value| {
+            let given = normalise::normalise(&definition, &value.json());
+            given.or_else(|_| normalise::normalise(&definition, &Json::String(value.plain()))).unwrap_or_default()
+        });
+        // A checkbox has no null.
+        let unset = (definition.kind == Kind::Boolean).then_some(Value::Bool(false));
+        put(&mut row, field, fits.or(unset));
+        table.replace(position, row);
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Remove {
+    object: String,
+    field: String,
+}
+
+/// Removes a custom field while the org is in use.
+fn remove_field(org: &Org, state: &mut State, remove: &Remove) -> Result<(), Refusal> {
+    let object = state.object(&remove.object)?;
+    let mut schema = state.schema.clone();
+    let known = schema.objects[object].field(&remove.field);
+    let field = known.filter(|field| schema.objects[object].fields[*field].custom);
+    let field = field.ok_or_else(|| wrong(format!("{} has no custom field {}", remove.object, remove.field)))?;
+    orgfile::remove(&mut schema, object, field);
+    take_schema(org, state, object, schema)
+}
+
+/// Puts a schema in force in which one object has other fields.
+fn take_schema(org: &Org, state: &mut State, object: usize, schema: super::schema::Schema) -> Result<(), Refusal> {
     let rules = super::rules::Rules::new(&org.file, &schema, &state.tables).map_err(|e| wrong(e.explain()))?;
     (state.schema, state.rules) = (schema, rules);
     state.tables[object].prepare(&state.schema.objects[object]);
@@ -345,7 +395,7 @@ fn dump(state: &State, name: &str, deleted: bool) -> Result<Response, Refusal> {
     for (index, row) in rows.into_iter().enumerate() {
         out.push_str(if index > 0 { ",{" } else { "{" });
         let fields = definition.fields.iter().enumerate();
-        let fields = fields.filter(|(_, f)| !matches!(f.kind, Kind::Address | Kind::Location));
+        let fields = fields.filter(|(_, f)| !f.removed && !matches!(f.kind, Kind::Address | Kind::Location));
         for (position, (field, described)) in fields.enumerate() {
             if position > 0 {
                 out.push(',');

@@ -44,6 +44,18 @@ pub(crate) fn alter(schema: &mut Schema, object: usize, spec: &FieldSpec) -> Res
     check_references(schema)
 }
 
+/// Removes a field from a schema that is in use. Its place stays, so that rows and other fields keep theirs.
+pub(crate) fn remove(schema: &mut Schema, object: usize, field: usize) {
+    if let Some(object) = schema.objects.get_mut(object) {
+        if let Some(field) = object.fields.get_mut(field) {
+            *field =
+                Field { removed: true, in_events: false, ..Field::new(&format!("removed {}", field.name), Kind::Text) };
+        }
+        object.index();
+    }
+    schema.index();
+}
+
 fn wrong(message: String) -> Error {
     Error::new(ErrorKind::Configuration, message)
 }
@@ -104,6 +116,16 @@ fn add_field(objects: &mut [Object], position: usize, spec: &FieldSpec) -> Resul
         object.index();
     }
     let at = object.field(&spec.name).unwrap_or_default();
+    if let Some(kind) = spec.kind.as_ref().filter(|_| object.fields[at].custom) {
+        let other = new_field(object, spec)?;
+        let known = &mut object.fields[at];
+        if other.kind != known.kind {
+            if other.kind.is_compound() || known.kind.is_compound() {
+                return Err(wrong(format!("{}.{} cannot become {kind}", object.name, spec.name)));
+            }
+            *known = Field { definition_id: known.definition_id.take(), ..other };
+        }
+    }
     change(&mut object.fields[at], spec).map_err(|e| e.within(&object.name))?;
     object.index();
     Ok(())

@@ -160,6 +160,8 @@ pub(crate) struct Field {
     pub(crate) parts: Vec<Part>,
     /// Whether change events carry it.
     pub(crate) in_events: bool,
+    /// Whether it was removed: it is in no description, and nobody can name it.
+    pub(crate) removed: bool,
     /// The field's definition id, for custom fields.
     pub(crate) definition_id: Option<String>,
 }
@@ -204,6 +206,7 @@ impl Field {
             compound: None,
             parts: Vec::new(),
             in_events: true,
+            removed: false,
             definition_id: None,
         }
     }
@@ -275,7 +278,8 @@ impl Object {
 
     /// Recomputes what follows from the fields. Called after each change of them.
     pub(crate) fn index(&mut self) {
-        self.by_name = self.fields.iter().enumerate().map(|(i, f)| (f.name.to_lowercase().into(), i)).collect();
+        let named = self.fields.iter().enumerate().filter(|(_, f)| !f.removed);
+        self.by_name = named.map(|(i, f)| (f.name.to_lowercase().into(), i)).collect();
         let at = |name: &str| self.field(name);
         self.system = SystemFields {
             deleted: at("IsDeleted"),

@@ -18,6 +18,9 @@ pub struct Figures {
     /// Why the configuration is not known to be in force, while that is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unconfigured: Option<String>,
+    /// What the org's fields ask of the tables, once that was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<Schema>,
     /// Entries in the log.
     pub log_entries: u64,
     /// Bytes of the log on disk.
@@ -85,6 +88,34 @@ pub struct Direction {
     pub source_lag_seconds: f64,
     /// In words.
     pub state: String,
+}
+
+/// What the org's fields ask of the tables.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Schema {
+    /// Why the mappings do not fit the org any more, if they do not: the link goes on with those in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// The fields and columns that differ.
+    pub differences: Vec<SchemaDifference>,
+}
+
+/// A field and a column that differ.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchemaDifference {
+    /// The mapping's name.
+    pub mapping: String,
+    /// The field's API name.
+    pub field: String,
+    /// The column.
+    pub column: String,
+    /// What that means for the values.
+    pub message: String,
+    /// Whether something is to be done.
+    pub to_do: bool,
+    /// Why the link could not do it itself, if it tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
 }
 
 /// PostgreSQL's replication slot.

@@ -13,7 +13,7 @@ use crate::replay::ReplayStatus;
 use crate::salesforce::capture_status::CaptureStatus as SalesforceCapture;
 use crate::salesforce::rest::Rest;
 
-use super::figures::{self, Api, Copying, Direction, Figures, Slot, Totals};
+use super::figures::{self, Api, Copying, Direction, Figures, Schema, Slot, Totals};
 
 /// The header of a request that names the link it is for, and of each answer.
 pub const LINK_HEADER: &str = "tidelock-link";
@@ -53,6 +53,8 @@ pub struct Parts {
     pub rest: Rest,
     /// Why the configuration is not known to be in force, while that is so.
     pub unconfigured: tokio::sync::watch::Receiver<Option<String>>,
+    /// What the org's fields ask of the tables.
+    pub schema: tokio::sync::watch::Receiver<Option<Schema>>,
 }
 
 /// A running link.
@@ -88,6 +90,7 @@ impl Handle {
         Ok(Figures {
             running: true,
             unconfigured: self.parts.unconfigured.borrow().clone(),
+            schema: self.parts.schema.borrow().clone(),
             log_entries: log_stats.entries,
             log_bytes: log_stats.disk_bytes,
             records,

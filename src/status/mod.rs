@@ -7,5 +7,5 @@ pub mod choice;
 mod figures;
 mod handle;
 
-pub use figures::{Api, Copying, Direction, Figures, Reconciling, Totals};
+pub use figures::{Api, Copying, Direction, Figures, Reconciling, Schema, SchemaDifference, Totals};
 pub use handle::{Handle, Identity, LINK_HEADER, LOG_HEADER, Parts};

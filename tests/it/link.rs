@@ -15,6 +15,7 @@ use tidelock::config::Config;
 use tidelock::demo::compare::{Comparison, compare};
 use tidelock::demo::server::{PostgresServer, ServerSettings};
 use tidelock::demo::world::Scratch;
+use tidelock::mapping::Scope;
 use tidelock::postgres::Session;
 use tidelock::postgres::endpoint::{Endpoint, Host};
 use tidelock::sandbox::{self, Client, OrgFile, Running, Sandbox, Seed};
@@ -434,7 +435,7 @@ impl Link {
         let config = Config::load(&self.config_path()).unwrap();
         let org = app::salesforce(&config).unwrap();
         let described = app::describe(&config, &org).await.unwrap();
-        app::compile(&config, &described, None).unwrap()
+        app::compile(&config, &described, None, Scope::Present).unwrap()
     }
 
     /// Like [`Link::arrive`], and both sides are equal then.

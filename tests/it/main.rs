@@ -18,6 +18,7 @@ mod properties;
 mod publication;
 mod remap;
 mod sandbox;
+mod schema;
 mod setup;
 mod sf_target;
 mod trigger_capture;

@@ -5,6 +5,7 @@ mod known;
 mod postgres;
 mod republished;
 mod salesforce;
+mod schema;
 mod stream;
 mod trigger;
 
@@ -37,6 +38,7 @@ use crate::task::Tasks;
 use super::catalog;
 use super::connect::{Org, endpoint, salesforce};
 use configure::{configure, watch_configuration};
+use schema::Seen;
 use stream::{known_stream, org_of};
 
 /// How long a shutdown waits for each stage.
@@ -62,6 +64,8 @@ pub struct Link {
     lost: Option<Lost>,
     /// Whether the run before this one has seen that somebody changed the publication.
     republished: bool,
+    /// What is known of the org's fields, from one run to the next.
+    seen: Seen,
 }
 
 /// Why a run ended.
@@ -113,6 +117,7 @@ impl Link {
                 http,
                 lost: None,
                 republished: false,
+                seen: Seen::default(),
             })),
             Some(Err(error)) => close(ledger, thread, pool).await.and(Err(error)),
             None => close(ledger, thread, pool).await.map(|()| None),
@@ -134,6 +139,7 @@ impl Link {
         let mut link = self;
         let mut losses = Backoff::new(LOST_AGAIN.0, LOST_AGAIN.1);
         loop {
+            let seen = link.seen.clone();
             let (config, lost, republished) = match link.run_once(cancel.clone(), &mut started).await? {
                 Ended::Asked => return Ok(()),
                 Ended::Outdated(config) => (config, None, false),
@@ -148,7 +154,7 @@ impl Link {
                 }
             };
             match Self::open_unless(*config, &cancel).await? {
-                Some(opened) => link = Self { lost, republished, ..opened },
+                Some(opened) => link = Self { lost, republished, seen, ..opened },
                 None => return Ok(()),
             }
         }
@@ -181,6 +187,7 @@ impl Link {
         let salesforce = self.salesforce_capture(&salesforce_stream);
         let to_postgres = self.to_postgres(postgres_stream.identity.clone());
         let to_salesforce = self.to_salesforce(&salesforce.status);
+        let evolving = self.evolving(&salesforce.status, &outdated);
         let totals = Arc::new(Totals::default());
         let handle = Arc::new(Handle::from(Parts {
             identity: Identity { link: self.config.link.name.clone(), log: self.log_id.clone() },
@@ -194,6 +201,7 @@ impl Link {
             totals: Arc::clone(&totals),
             rest: self.org.rest.clone(),
             unconfigured: self.unconfigured.subscribe(),
+            schema: self.seen.subscribe(),
         }));
 
         self.spawn_postgres(&mut captures, &postgres, &capturing, &postgres_stream, published, &totals);
@@ -210,6 +218,10 @@ impl Link {
             services.spawn("configuration", async move {
                 watch_configuration(&config, &org, &known, &told, &outdated, &serving).await
             });
+        }
+        {
+            let serving = serving.clone();
+            services.spawn("schema", async move { evolving.run(&serving).await });
         }
         tracing::info!(link = %self.config.link.name, mappings = self.catalog.mappings.len(), "in step as of now; Ctrl-C or SIGTERM stops");
         started(handle);
@@ -243,10 +255,18 @@ impl Link {
             first = first.and(services.await);
         }
         let config = Box::new(self.config.clone());
+        let fits = match &first {
+            Err(error) if error.kind() == Kind::Configuration && !cancel.is_cancelled() => self.fits().await,
+            _ => true,
+        };
         self.close().await?;
         if let Err(error) = first {
             return match Lost::of(&error) {
                 Some(lost) if !cancel.is_cancelled() => Ok(Ended::Lost(config, lost.clone())),
+                _ if !fits => {
+                    tracing::warn!(error = %error.explain(), "the org's fields have changed; the link starts again with those there are");
+                    Ok(Ended::Outdated(config))
+                }
                 _ => Err(error),
             };
         }

@@ -279,3 +279,43 @@ fn a_business_accounts_name_is_a_field_even_where_person_accounts_make_it_compou
     let config = config("[[mapping]]\nsobject = \"Account\"\naccess = \"read_only\"\nfields = [\"Name\"]\n");
     assert!(compile(&config.mappings, &config.defaults(), &org, &[], None).is_ok());
 }
+
+#[test]
+fn a_field_whose_values_have_another_form_is_another_field() {
+    let config = config(&contact("\"LastName\", \"Points__c\""));
+    let known = compile(&config.mappings, &config.defaults(), &org(), &[], None).unwrap();
+    let id = |catalog: &Catalog| catalog.mappings[0].field_named("Points__c").unwrap().id;
+    for (sf_type, scale, same) in [
+        ("double", 2, true),
+        ("double", 1, true),
+        ("currency", 2, true),
+        ("int", 0, true),
+        // Digits that were rounded away are read again.
+        ("double", 4, false),
+        ("string", 0, false),
+        ("date", 0, false),
+    ] {
+        let mut org = org();
+        let field = org[0].fields.iter_mut().find(|f| f.name == "Points__c").unwrap();
+        field.kind = crate::mapping::field_kind(sf_type, 80, scale, &[]);
+        let now = compile(&config.mappings, &config.defaults(), &org, &[], Some(&known)).unwrap();
+        assert_eq!(id(&now) == id(&known), same, "{sf_type} with scale {scale}");
+        assert_eq!(now.grown_since(&known).count(), usize::from(!same));
+    }
+    let mut org = org();
+    let phone = org[0].fields.iter_mut().find(|f| f.name == "LastName").unwrap();
+    phone.kind = Some(FieldKind::Picklist);
+    let now = compile(&config.mappings, &config.defaults(), &org, &[], Some(&known)).unwrap();
+    assert_eq!(now.grown_since(&known).count(), 0);
+}
+
+#[test]
+fn digits_that_a_column_rounds_away_are_left_alone() {
+    let config = config(&contact("\"LastName\", \"Points__c\""));
+    for (type_name, kept) in [("numeric(18,1)", 1), ("integer", 0), ("double precision", 2), ("numeric", 2)] {
+        let there =
+            table("contact", &[("lastname", 25, "text"), ("points__c", 0, type_name), ("external_id__c", 25, "text")]);
+        let catalog = compile(&config.mappings, &config.defaults(), &org(), &[there], None).unwrap();
+        assert_eq!(catalog.mappings[0].field_named("Points__c").unwrap().kind, FieldKind::Number { scale: kept });
+    }
+}

@@ -190,6 +190,8 @@ mod tests {
             nullable: true,
             generated: false,
             defaulted: false,
+            domain: false,
+            labels: Vec::new(),
         }
     }
 

@@ -183,6 +183,8 @@ mod tests {
             nullable: true,
             generated: false,
             defaulted: false,
+            domain: false,
+            labels: Vec::new(),
         });
         let detail = TableDetail {
             oid: 1,

@@ -43,7 +43,8 @@ pub(super) fn describe(state: &State, request: &Request, name: &str) -> Result<R
             })
         })
         .collect();
-    let fields: Vec<Json> = object.fields.iter().map(|field| describe_field(object, field)).collect();
+    let fields: Vec<Json> =
+        object.fields.iter().filter(|field| !field.removed).map(|field| describe_field(object, field)).collect();
     let more = json!({
         "actionOverrides": [],
         "childRelationships": children,

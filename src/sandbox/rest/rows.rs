@@ -26,7 +26,7 @@ pub(super) fn write_record(
     write_attributes(definition, request, row, out);
     let all: Vec<usize>;
     let fields = if fields.is_empty() {
-        all = (0..definition.fields.len()).collect();
+        all = (0..definition.fields.len()).filter(|field| !definition.fields[*field].removed).collect();
         &all
     } else {
         fields

@@ -208,7 +208,7 @@ impl Plan {
                     return Err(malformed("The SOQL FIELDS function must have a LIMIT of at most 200"));
                 }
                 for (field, definition) in schema.objects[self.object].fields.iter().enumerate() {
-                    if if definition.custom { *custom } else { *standard } {
+                    if !definition.removed && if definition.custom { *custom } else { *standard } {
                         let names = vec![definition.name.to_string()];
                         let column = Column { hops: Vec::new(), object: self.object, field };
                         self.select.push(Selected::Field { names, column });

@@ -242,3 +242,41 @@ async fn a_new_field_makes_a_new_schema_and_old_events_stay_readable() {
     let describe = org.ok("GET", "/sobjects/Account/describe", Json::Null).await;
     assert!(describe["fields"].as_array().unwrap().iter().any(|f| f["name"] == "Later__c"));
 }
+
+#[tokio::test]
+async fn a_field_gets_another_type_and_is_removed_under_use() {
+    let org = start().await;
+    let fields = json!({"object": "Account", "field": {"name": "Later__c", "type": "string"}});
+    org.running.admin("POST", "/fields", &fields).unwrap();
+    let number = org.create("Account", json!({"Name": "a", "Later__c": "12.5"})).await;
+    let text = org.create("Account", json!({"Name": "b", "Later__c": "twelve"})).await;
+    let fields = json!({"object": "Account", "field": {"name": "Later__c", "type": "double", "scale": 1}});
+    org.running.admin("POST", "/fields", &fields).unwrap();
+    let later = |answer: Json| answer["records"][0]["Later__c"].clone();
+    assert_eq!(later(org.query(&format!("SELECT Later__c FROM Account WHERE Id = '{number}'")).await), 12.5);
+    assert_eq!(later(org.query(&format!("SELECT Later__c FROM Account WHERE Id = '{text}'")).await), Json::Null);
+    org.create("Account", json!({"Name": "c", "Later__c": 7})).await;
+
+    let field = json!({"object": "Account", "field": "Later__c"});
+    org.running.admin("DELETE", "/fields", &field).unwrap();
+    assert!(org.running.admin("DELETE", "/fields", &field).is_err(), "it is gone already");
+    let standard = json!({"object": "Account", "field": "Name"});
+    assert!(org.running.admin("DELETE", "/fields", &standard).is_err());
+    let (_, code) = org.refused("PATCH", &format!("/sobjects/Account/{number}"), json!({"Later__c": 1})).await;
+    assert_eq!(code, "INVALID_FIELD");
+    assert_eq!(org.query("SELECT Later__c FROM Account").await[0]["errorCode"], "INVALID_FIELD");
+    let describe = org.ok("GET", "/sobjects/Account/describe", Json::Null).await;
+    assert!(!describe.to_string().contains("Later__c"));
+    let record = org.ok("GET", &format!("/sobjects/Account/{number}"), Json::Null).await;
+    assert!(!record.to_string().contains("ater__c"), "{record}");
+    org.create("Account", json!({"Name": "d"})).await;
+    let mut events = org.subscribe("/data/AccountChangeEvent", Start::Earliest).await;
+    for (name, value) in [("a", json!("12.5")), ("b", json!("twelve")), ("c", json!(7.0))] {
+        let event = events.event().await;
+        assert_eq!((event.get("Name"), event.get("Later__c")), (json!(name), value));
+    }
+    assert_eq!(events.event().await.get("Name"), "d");
+    let fields = json!({"object": "Account", "field": {"name": "Later__c", "type": "string"}});
+    org.running.admin("POST", "/fields", &fields).unwrap();
+    assert_eq!(later(org.query(&format!("SELECT Later__c FROM Account WHERE Id = '{number}'")).await), Json::Null);
+}
