@@ -145,7 +145,10 @@ impl Tuning {
             table.set_data_block_index_type(DataBlockIndexType::BinaryAndHash);
         }
         let mut options = Options::default();
+        options.set_target_file_size_base(32 << 20);
         if lookups {
+            // A filter is built from a hash of every key of its file, all in memory.
+            options.set_target_file_size_base(16 << 20);
             // Most keys that are looked up in a write buffer are not in it: new ones, and those long written out.
             options.set_memtable_prefix_bloom_ratio(0.05);
             options.set_memtable_whole_key_filtering(true);
@@ -155,7 +158,6 @@ impl Tuning {
         // Each family has a buffer, and most of them hold little.
         options.set_arena_block_size(128 << 10);
         options.set_max_write_buffer_number(3);
-        options.set_target_file_size_base(32 << 20);
         options.set_level_compaction_dynamic_level_bytes(true);
         // Keys are all over the place, so each compaction rewrites much of the level below: the fewer the better.
         options.set_level_zero_file_num_compaction_trigger(8);
