@@ -115,7 +115,7 @@ impl Cli {
             Command::Init(arguments) => init::run(arguments, &self.config, output).await,
             Command::Plan => plan::run(&load(&self.config)?, output).await,
             Command::Check => check::run(&load(&self.config)?, output).await,
-            Command::Run => run::run(load(&self.config)?, cancel).await,
+            Command::Run => Box::pin(run::run(load(&self.config)?, cancel)).await,
             Command::Status => status::run(&load(&self.config)?, output).await,
             Command::Log(command) => log::run(command, &load(&self.config)?, output, cancel).await,
             Command::Conflicts(command) => conflicts::run(command, &load(&self.config)?, output).await,

@@ -59,12 +59,11 @@ fn leave_out_removed(
     };
     let is_external_id = |name: &str| config.external_id.as_deref().is_some_and(|id| id.eq_ignore_ascii_case(name));
     let is_removed = |field: &FieldConfig| {
-        let gone = match field.name.split_once('.') {
-            Some((relationship, _)) => sobject.relationship(relationship).is_none(),
-            None => {
-                let names_relationship = sobject.relationship(&field.name).is_some();
-                field.name != EVERY_FIELD && sobject.field(&field.name).is_none() && !names_relationship
-            }
+        let gone = if let Some((relationship, _)) = field.name.split_once('.') {
+            sobject.relationship(relationship).is_none()
+        } else {
+            let names_relationship = sobject.relationship(&field.name).is_some();
+            field.name != EVERY_FIELD && sobject.field(&field.name).is_none() && !names_relationship
         };
         gone && table.column(&field.column_name()).is_some() && !is_external_id(&field.name)
     };
