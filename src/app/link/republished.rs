@@ -63,7 +63,7 @@ impl Republished {
                 })
                 .await?;
         }
-        let session = Session::open(endpoint).await?;
+        let session = Session::brief(endpoint).await?;
         match publication::remember(&session, publication, &now).await {
             Ok(()) => {}
             Err(error) if error.kind() == Kind::Denied => {
