@@ -28,7 +28,7 @@ pub async fn describe(config: &Config, org: &Org) -> Result<Described> {
         }
         sobjects.extend(describe_sobject(&org.rest, &mapping.sobject).await?);
     }
-    let session = Session::open(&endpoint(config)).await?;
+    let session = Session::brief(&endpoint(config)).await?;
     let names: Vec<String> = config.mappings.iter().map(|m| m.table.clone()).collect();
     let tables = describe_tables(&session, &config.postgres.schema, &names).await?;
     session.close().await?;

@@ -62,7 +62,7 @@ pub(super) async fn take_up_again(
     names: (String, String),
 ) -> Result<(OpenedStream, Option<u32>)> {
     let known = known(ledger, names).await?;
-    let session = crate::postgres::Session::open(endpoint).await?;
+    let session = crate::postgres::Session::brief(endpoint).await?;
     slot::check_server(&session).await?;
     let identity = slot::stream_identity(&session, slot).await?;
     if let Some(known) = &known {

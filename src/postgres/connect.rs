@@ -20,6 +20,7 @@ use tokio_postgres::{AsyncMessage, Client, Connection, NoTls};
 use tokio_rustls::TlsConnector;
 
 use super::endpoint::{Endpoint, Host, SslMode, TcpLiveness};
+use super::patience::Patience;
 use super::tls;
 use crate::error::{Error, Kind, Result};
 
@@ -226,11 +227,18 @@ const SESSION_SETTINGS: &str = "SET datestyle = 'ISO, YMD'; SET timezone = 'UTC'
 ///
 /// The driver must be polled (by an owned task) for the client to make progress; [`Session`] does both.
 pub async fn open_session(endpoint: &Endpoint) -> Result<(Client, SessionDriver)> {
-    open_waking(endpoint, None).await
+    open_waking(endpoint, None, None).await
 }
 
-async fn open_waking(endpoint: &Endpoint, wake: Option<&Arc<Notify>>) -> Result<(Client, SessionDriver)> {
-    match tokio::time::timeout(endpoint.connect_timeout, open_untimed(endpoint, wake)).await {
+/// How often the time that connecting may take a server may take for the answer to a question.
+const ANSWER_FACTOR: u32 = 3;
+
+async fn open_waking(
+    endpoint: &Endpoint,
+    wake: Option<&Arc<Notify>>,
+    patience: Option<Duration>,
+) -> Result<(Client, SessionDriver)> {
+    match tokio::time::timeout(endpoint.connect_timeout, open_untimed(endpoint, wake, patience)).await {
         Ok(opened) => opened,
         Err(_) => Err(timed_out(endpoint)),
     }
@@ -242,10 +250,14 @@ pub(crate) fn timed_out(endpoint: &Endpoint) -> Error {
     Error::new(Kind::Unavailable, message)
 }
 
-async fn open_untimed(endpoint: &Endpoint, wake: Option<&Arc<Notify>>) -> Result<(Client, SessionDriver)> {
+async fn open_untimed(
+    endpoint: &Endpoint,
+    wake: Option<&Arc<Notify>>,
+    patience: Option<Duration>,
+) -> Result<(Client, SessionDriver)> {
     let mut last = None;
     for encryption in attempts(endpoint) {
-        match open_once(endpoint, *encryption, wake).await {
+        match open_once(endpoint, *encryption, wake, patience).await {
             Ok(opened) => return Ok(opened),
             Err((error, true)) => last = last.or(Some(error)),
             Err((error, false)) => return Err(last.unwrap_or(error)),
@@ -259,9 +271,13 @@ async fn open_once(
     endpoint: &Endpoint,
     encryption: Encryption,
     wake: Option<&Arc<Notify>>,
+    patience: Option<Duration>,
 ) -> Result<(Client, SessionDriver), (Error, bool)> {
-    let stream = match open_stream(endpoint, encryption).await {
-        Ok(stream) => stream,
+    let stream: BoxedStream = match open_stream(endpoint, encryption).await {
+        Ok(stream) => match patience {
+            Some(limit) => Box::new(Patience::new(stream, limit)),
+            None => stream,
+        },
         Err(error) => {
             let optional = encryption == Encryption::IfOffered && error.kind() != Kind::Unavailable;
             return Err((error, optional));
@@ -336,18 +352,29 @@ pub struct Session {
 impl Session {
     /// Opens a session (see [`open_session`]).
     pub async fn open(endpoint: &Endpoint) -> Result<Self> {
-        let (client, connection) = open_session(endpoint).await?;
-        let mut driver = JoinSet::new();
-        driver.spawn(connection);
-        Ok(Self { client, driver })
+        Ok(Self::driven(open_session(endpoint).await?))
+    }
+
+    /// Opens a session for questions that are answered soon. A server that does not answer one within three times `connect_timeout`
+    /// is given up: the question and all after it are [`Kind::Unavailable`].
+    pub async fn brief(endpoint: &Endpoint) -> Result<Self> {
+        Self::answering_within(endpoint, endpoint.connect_timeout * ANSWER_FACTOR).await
+    }
+
+    /// Opens a session whose server is given up when it leaves a question without an answer for so long.
+    pub async fn answering_within(endpoint: &Endpoint, limit: Duration) -> Result<Self> {
+        Ok(Self::driven(open_waking(endpoint, None, Some(limit)).await?))
     }
 
     /// Opens a session that wakes whoever waits whenever a notification comes (`LISTEN`).
     pub async fn listening(endpoint: &Endpoint, wake: &Arc<Notify>) -> Result<Self> {
-        let (client, connection) = open_waking(endpoint, Some(wake)).await?;
+        Ok(Self::driven(open_waking(endpoint, Some(wake), None).await?))
+    }
+
+    fn driven((client, connection): (Client, SessionDriver)) -> Self {
         let mut driver = JoinSet::new();
         driver.spawn(connection);
-        Ok(Self { client, driver })
+        Self { client, driver }
     }
 
     /// Ends the session and waits until the server has been told.

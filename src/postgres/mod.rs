@@ -13,6 +13,7 @@ pub mod install;
 pub mod introspect;
 pub mod lost;
 pub mod marks;
+mod patience;
 pub mod pgoutput;
 pub mod preflight;
 pub mod publication;

@@ -440,13 +440,18 @@ impl Link {
 
     /// Like [`Link::arrive`], and both sides are equal then.
     pub(crate) async fn settle(&mut self) -> Comparison {
-        self.arrive().await;
         let catalog = self.catalog().await;
+        self.settle_by(&catalog).await
+    }
+
+    /// The same by mappings that are known, so that the configured database is not asked for them.
+    pub(crate) async fn settle_by(&mut self, catalog: &Catalog) -> Comparison {
+        self.arrive().await;
         let session = Session::open(&self.server.endpoint()).await.unwrap();
         let deadline = Instant::now() + PATIENCE;
         loop {
             let quiet = self.status().is_some_and(|status| is_quiet(&status));
-            let found = compare(&catalog, &session, &self.org).await.unwrap();
+            let found = compare(catalog, &session, &self.org).await.unwrap();
             if quiet && found.differences.is_empty() {
                 session.close().await.unwrap();
                 return found;

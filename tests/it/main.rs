@@ -5,6 +5,7 @@
 
 mod architecture;
 mod bad_input;
+mod boundaries;
 mod clients;
 mod crash;
 mod demo;
@@ -15,6 +16,7 @@ mod pg_preflight;
 mod pg_target;
 mod program;
 mod properties;
+mod proxy;
 mod publication;
 mod remap;
 mod sandbox;

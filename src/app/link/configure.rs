@@ -61,7 +61,7 @@ pub(super) async fn configure(
 /// Refuses another database than the one that the log has read.
 async fn check_database(config: &Config, ledger: &Ledger) -> Result<()> {
     let Some(known) = known_stream(ledger, Side::Postgres).await? else { return Ok(()) };
-    let session = Session::open(&endpoint(config)).await?;
+    let session = Session::brief(&endpoint(config)).await?;
     let found = slot::database_identity(&session).await?;
     session.close().await?;
     slot::check_database(&known, &found)

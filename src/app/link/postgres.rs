@@ -29,6 +29,8 @@ use super::stream::{done_so_far, doubt, known_stream, replace_lost};
 
 /// The folder of the log's directory where large transactions are kept until they commit.
 const SPOOL: &str = "spool";
+/// How long making a slot may take, which waits for the transactions that run.
+const SLOT_PATIENCE: Duration = Duration::from_mins(3);
 
 /// PostgreSQL at a start.
 struct Looked {
@@ -95,7 +97,7 @@ impl Link {
     /// would be lost in silence.
     async fn look_at_postgres(&self, known: Option<&Known>) -> Result<Looked> {
         let name = &self.config.postgres.slot;
-        let session = Session::open(&self.endpoint).await?;
+        let session = Session::brief(&self.endpoint).await?;
         slot::check_server(&session).await?;
         let identity = slot::stream_identity(&session, name).await?;
         if let Some(known) = known {
@@ -113,7 +115,7 @@ impl Link {
         let mut republished = None;
         if lost.is_none() {
             republished = Some(self.publish(&session, read_before).await?);
-            self.make_slot(&session).await?;
+            self.make_slot().await?;
         }
         session.close().await?;
         Ok(Looked { identity, lost, republished })
@@ -133,13 +135,14 @@ impl Link {
         republished.settle(&self.ledger, &self.endpoint, &self.config.postgres.publication).await.map(Some)
     }
 
-    async fn make_slot(&self, session: &Session) -> Result<()> {
+    async fn make_slot(&self) -> Result<()> {
         let settings = &self.config.postgres;
-        slot::ensure_slot(session, &settings.slot).await?;
+        let session = Session::answering_within(&self.endpoint, SLOT_PATIENCE).await?;
+        slot::ensure_slot(&session, &settings.slot).await?;
         if settings.failover_slot {
-            slot::ensure_failover(session, &self.endpoint, &settings.slot).await?;
+            slot::ensure_failover(&session, &self.endpoint, &settings.slot).await?;
         }
-        Ok(())
+        session.close().await
     }
 
     /// Goes on after the stream was lost. That every row is in doubt is durable first, then there is a slot again, then a new
@@ -163,13 +166,13 @@ impl Link {
                 doubt(core, Side::Postgres, &cause, rewound_to)
             })
             .await?;
-        let session = Session::open(&self.endpoint).await?;
+        let session = Session::brief(&self.endpoint).await?;
         let republished = self.publish(&session, false).await?;
         if lost.needs_new_slot() {
             slot::drop_slot(&session, &self.config.postgres.slot).await?;
         }
-        self.make_slot(&session).await?;
         session.close().await?;
+        self.make_slot().await?;
         let opened = self.ledger.run(move |core| replace_lost(core, Side::Postgres, &identity)).await?;
         Ok((opened, self.settle(Some(republished)).await?))
     }

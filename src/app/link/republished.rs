@@ -46,7 +46,7 @@ impl Republished {
         if !changed.is_empty() {
             doubt(ledger, publication, changed).await?;
         }
-        let session = Session::open(endpoint).await?;
+        let session = Session::brief(endpoint).await?;
         match publication::remember(&session, publication, &now).await {
             Ok(()) => {}
             Err(error) if error.kind() == Kind::Denied => {

@@ -163,7 +163,7 @@ type Opened = (wire::Replication<super::connect::BoxedStream>, Start, Session);
 
 /// Connects, starts the stream, and makes sure that it continues where the log ends.
 async fn open(config: &CaptureConfig, durable: Option<Lsn>, status: Arc<CaptureStatus>) -> Result<Opened> {
-    let session = Session::open(&config.endpoint).await?;
+    let session = Session::brief(&config.endpoint).await?;
     slot::check_server(&session).await?;
     let (timeout, version) = server_settings(&session).await?;
     let mut connection = wire::connect(&config.endpoint).await?;

@@ -41,7 +41,7 @@ impl Watch {
             ticker.tick().await;
             let current = match session.take() {
                 Some(session) if !session.is_closed() => Ok(session),
-                _ => Session::open(&self.config.endpoint).await,
+                _ => Session::brief(&self.config.endpoint).await,
             };
             let looked = match current {
                 Ok(current) => {

@@ -60,11 +60,12 @@ struct Holder {
 impl Backend {
     /// Connects, takes the link's lock and reads the cursor. `previous` is the server process of our own last session.
     pub(super) async fn open(endpoint: &Endpoint, options: &TargetOptions, previous: Option<i32>) -> Result<Self> {
-        let session = Session::open(&endpoint.clone().with_application_name(APPLICATION_NAME)).await?;
+        let call_timeout = options.statement_timeout + Duration::from_secs(5);
+        let endpoint = endpoint.clone().with_application_name(APPLICATION_NAME);
+        let session = Session::answering_within(&endpoint, call_timeout).await?;
         if let Some(known) = &options.stream {
             slot::check_database(known, &slot::database_identity(&session).await?)?;
         }
-        let call_timeout = options.statement_timeout + Duration::from_secs(5);
         let mut backend = Self {
             session,
             statements: HashMap::new(),
