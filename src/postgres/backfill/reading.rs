@@ -105,14 +105,14 @@ impl Reading {
 
     fn range(&self, after: &str, upto: Option<&Str>) -> Result<String> {
         let keys = self.key_columns.join(", ");
-        let mut range = format!("WHERE ({})", self.filter);
+        let mut conditions = vec![format!("({})", self.filter)];
         if !after.is_empty() {
-            range += &format!(" AND ({keys}) > ({})", self.key_values(&Key(Str::new(after)))?);
+            conditions.push(format!("({keys}) > ({})", self.key_values(&Key(Str::new(after)))?));
         }
         if let Some(upto) = upto {
-            range += &format!(" AND ({keys}) <= ({})", self.key_values(&Key(upto.clone()))?);
+            conditions.push(format!("({keys}) <= ({})", self.key_values(&Key(upto.clone()))?));
         }
-        Ok(range)
+        Ok(format!("WHERE {}", conditions.join(" AND ")))
     }
 
     /// A key's values as SQL.

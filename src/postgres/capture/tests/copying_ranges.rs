@@ -160,7 +160,7 @@ async fn ranges_of_every_kind_of_key_hold_all_rows_once() {
         mappings.push(mapping(n, name, &["id"], note()));
     }
     let catalog = catalog(mappings);
-    let mut create = String::new();
+    let mut create = Vec::new();
     for (name, key, columns, values) in tables {
         let partitions = match name {
             "parts" => {
@@ -169,16 +169,16 @@ async fn ranges_of_every_kind_of_key_hold_all_rows_once() {
             _ => "",
         };
         let key = key.join(", ");
-        create += &format!(
-            "CREATE TABLE {name} ({columns}, note text) {partitions}; INSERT INTO {name} ({key}, note) SELECT {values}, n FROM generate_series(1, 100) n;"
-        );
+        create.push(format!(
+            "CREATE TABLE {name} ({columns}, note text) {partitions}; INSERT INTO {name} ({key}, note) SELECT {values}, n FROM generate_series(1, 100) n"
+        ));
     }
     for (name, rows) in [("none", 0), ("one", 1), ("exact", 14)] {
-        create += &format!(
-            "CREATE TABLE {name} (id int PRIMARY KEY, note text); INSERT INTO {name} SELECT n, n FROM generate_series(1, {rows}) n;"
-        );
+        create.push(format!(
+            "CREATE TABLE {name} (id int PRIMARY KEY, note text); INSERT INTO {name} SELECT n, n FROM generate_series(1, {rows}) n"
+        ));
     }
-    let server = server_before_the_slot(&create, &catalog).await;
+    let server = server_before_the_slot(&create.join("; "), &catalog).await;
     let log = MemoryLog::new();
     let handle = CaptureHandle::new();
     let capture = Running::start_with(config(&server, &catalog, None), &log, handle.clone());
