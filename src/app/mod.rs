@@ -4,6 +4,7 @@ mod catalog;
 mod connect;
 mod link;
 mod partial;
+mod rebuild;
 mod supervise;
 mod timeline;
 
@@ -16,7 +17,8 @@ use crate::log::rocks::{RocksLog, RocksOptions};
 
 pub use catalog::{Described, compile, describe};
 pub use connect::{Org, endpoint, salesforce};
-pub use link::Link;
+pub use link::{Link, SentAgain};
+pub use rebuild::{Outcome, Request, as_of, rebuild};
 
 /// The id of the log in a directory; none where there is no log.
 pub fn log_id(directory: &Path) -> Result<Option<String>> {
