@@ -4,6 +4,7 @@ mod catalog;
 mod connect;
 mod link;
 mod partial;
+mod rebuild;
 mod schema;
 mod supervise;
 mod timeline;
@@ -19,7 +20,8 @@ use crate::log::rocks::{RocksLog, RocksOptions};
 
 pub use catalog::{Described, compile, describe, mappings};
 pub use connect::{Org, endpoint, salesforce};
-pub use link::Link;
+pub use link::{Link, SentAgain};
+pub use rebuild::{Outcome, Request, as_of, rebuild};
 pub use schema::{Evolution, alter, compare};
 
 /// The id of the log in a directory; none where there is no log.

@@ -5,6 +5,8 @@
 
 mod describe;
 mod find;
+mod range;
 
 pub use describe::{Described, FieldLine, describe};
 pub use find::{Conflict, DeadLetter, Filter, Lens, RecordRef};
+pub use range::{Needs, images, needs, touched};

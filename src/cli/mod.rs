@@ -13,6 +13,7 @@ mod output;
 mod plan;
 mod progress;
 mod remote;
+mod replay;
 mod run;
 mod sandbox;
 mod status;
@@ -58,6 +59,10 @@ enum Command {
     Run,
     /// Shows how far both directions are.
     Status,
+    /// Sends a range of the change log again: to a side, or into another database, as a mirror made from the log alone.
+    ///
+    /// What is already held is skipped, so that a range can be sent as often as one likes, and no value goes back to an older one.
+    Replay(replay::Arguments),
     /// Reads, verifies and rebuilds the change log.
     #[command(subcommand)]
     Log(log::Command),
@@ -76,6 +81,8 @@ pub enum Verdict {
     Good,
     /// There are problems, and they have been printed.
     Problems,
+    /// A signal ended it before it was done, and what is to be known of that has been printed.
+    Interrupted,
 }
 
 impl Cli {
@@ -88,7 +95,7 @@ impl Cli {
     /// they change as a whole.
     pub fn drains(&self) -> bool {
         match &self.command {
-            Command::Run | Command::Sandbox(_) | Command::Demo(_) => true,
+            Command::Run | Command::Sandbox(_) | Command::Demo(_) | Command::Replay(_) => true,
             Command::Log(command) => command.follows(),
             _ => false,
         }
@@ -99,6 +106,7 @@ impl Cli {
         match Box::pin(self.run(cancel)).await {
             Ok(Verdict::Good) => 0,
             Ok(Verdict::Problems) => 3,
+            Ok(Verdict::Interrupted) => 130,
             Err(error) if output::reader_is_gone(&error) => 0,
             Err(error) => {
                 complain(&error.explain());
@@ -117,6 +125,7 @@ impl Cli {
             Command::Check => check::run(&load(&self.config)?, output).await,
             Command::Run => Box::pin(run::run(load(&self.config)?, cancel)).await,
             Command::Status => status::run(&load(&self.config)?, output).await,
+            Command::Replay(arguments) => replay::run(arguments, load(&self.config)?, output, cancel).await,
             Command::Log(command) => log::run(command, &load(&self.config)?, output, cancel).await,
             Command::Conflicts(command) => conflicts::run(command, &load(&self.config)?, output).await,
             Command::DeadLetters(command) => dead_letters::run(command, &load(&self.config)?, output).await,

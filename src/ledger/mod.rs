@@ -7,6 +7,7 @@
 //!   `log verify` and for `log rebuild`.
 //! * [`core`]: what an event, a plan, an answer or a person's word becomes as entries. No threads, no runtime.
 //! * [`thread`]: the owner thread and its handle.
+//! * [`prefix`]: the state as it was at an earlier place of the log.
 //! * [`verify`]: proves a log: chain, holes, fold equals state, no silent loss.
 //!
 //! Invariants: state is a fold over the log and nothing else; a position is stored in the same batch as the entries it
@@ -16,6 +17,7 @@ pub mod core;
 pub mod fold;
 pub mod keys;
 pub mod meta;
+pub mod prefix;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod thread;

@@ -81,6 +81,8 @@ pub struct Runner<T> {
     scanned: Offset,
     /// The cursor that the log knows.
     told: Offset,
+    /// Where a range ends that is sent again. The cursor stays where it is then.
+    until: Option<Offset>,
     /// Records to look at, in the order of the entries that called for it, with the first of those.
     waiting: VecDeque<RecordId>,
     waiting_at: HashMap<RecordId, Waiting>,
@@ -153,6 +155,7 @@ impl<T: Target + 'static> Runner<T> {
             calls: JoinSet::new(),
             scanned: cursor,
             told: cursor,
+            until: None,
             waiting: VecDeque::new(),
             waiting_at: HashMap::new(),
             busy: HashSet::new(),
@@ -205,6 +208,44 @@ impl<T: Target + 'static> Runner<T> {
             }
         }
         self.drain().await
+    }
+
+    /// Looks at every record again that entries from `from` to before `to` are about, and sends what the side is not known to hold,
+    /// until it has answered everything or this is cancelled. Answers whether it came to the end.
+    pub async fn run_range(mut self, from: Offset, to: Offset, cancel: CancellationToken) -> Result<bool> {
+        self.adopt_open_writes().await?;
+        (self.scanned, self.until) = (from, Some(to));
+        loop {
+            self.advance().await?;
+            let tail = self.ledger.status().borrow().tail;
+            if self.scanned < tail && self.waiting.len() < PAGE {
+                continue;
+            }
+            if self.is_done() {
+                self.drain().await?;
+                return Ok(true);
+            }
+            let wake = self.wake_at();
+            tokio::select! {
+                () = cancel.cancelled() => {
+                    self.drain().await?;
+                    return Ok(false);
+                }
+                Some(call) = self.calls.join_next(), if !self.calls.is_empty() => self.finish(call).await?,
+                () = tokio::time::sleep_until(wake) => {}
+            }
+        }
+    }
+
+    /// Whether nothing waits, is planned or under way. What the side's stream tells of it is for the next run.
+    fn is_done(&self) -> bool {
+        self.waiting.is_empty()
+            && self.ready.is_empty()
+            && self.failed.is_empty()
+            && self.delayed.is_empty()
+            && self.calls.is_empty()
+            && self.busy.is_empty()
+            && self.deferred.is_empty()
     }
 
     /// Takes every step that needs no waiting.
@@ -273,6 +314,10 @@ impl<T: Target + 'static> Runner<T> {
             let Outline { recorded_at, kind, record } = codec::outline(bytes).map_err(unreadable)?;
             self.scanned = offset.next();
             let at = Waiting { offset, recorded_at };
+            // Behind a range, what became of its own writes matters still.
+            if self.until.is_some_and(|until| offset >= until) && kind != EntryKind::Outcome {
+                continue;
+            }
             match (kind, record) {
                 (EntryKind::Ticket, _) => continue,
                 (EntryKind::Change | EntryKind::Decision | EntryKind::Bind, Some(record)) => {
@@ -362,6 +407,9 @@ impl<T: Target + 'static> Runner<T> {
 
     /// The first offset that a restart has to read again.
     fn cursor(&self) -> Offset {
+        if self.until.is_some() {
+            return self.told;
+        }
         let waiting = self.waiting_at.values().map(|w| w.offset).min();
         let deferred = self.deferred.values().map(|w| w.offset).min();
         let held_back = self.held_back.values().map(|w| w.offset).min();

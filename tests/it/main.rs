@@ -19,6 +19,7 @@ mod properties;
 mod proxy;
 mod publication;
 mod remap;
+mod replay;
 mod sandbox;
 mod schema;
 mod setup;

@@ -1,5 +1,6 @@
 //! One link, from opening its log to draining it.
 
+mod again;
 mod configure;
 mod known;
 mod postgres;
@@ -37,6 +38,7 @@ use crate::task::Tasks;
 
 use super::catalog;
 use super::connect::{Org, endpoint, salesforce};
+pub use again::SentAgain;
 use configure::{configure, watch_configuration};
 use schema::Seen;
 use stream::{known_stream, org_of};

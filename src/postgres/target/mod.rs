@@ -17,6 +17,7 @@ mod backend;
 mod exchange;
 mod fault;
 mod plan;
+mod rebuild;
 mod table;
 mod texts;
 mod transaction;
@@ -28,10 +29,12 @@ use at_once::Hope;
 use backend::Backend;
 use fault::Fault;
 use plan::{Fate, Tables};
+pub use rebuild::{Rebuild, Rebuilt};
 use table::Table;
 use tokio_postgres::error::SqlState;
 use transaction::Attempt;
 
+use super::connect::Session;
 use super::endpoint::Endpoint;
 use super::introspect::table_details;
 use super::marks::Marks;
@@ -133,7 +136,7 @@ impl PostgresTarget {
                 return Err(Error::new(Kind::Internal, format!("a write names mapping {}, which is not mapped", id.0)));
             };
             let mapping = mapping.clone();
-            let table = describe(self.writable()?, &mapping).await?;
+            let table = describe_in(self.writable()?.session(), &mapping).await?;
             self.tables.insert(*id, table);
         }
         Ok(())
@@ -208,8 +211,8 @@ impl PostgresTarget {
     }
 }
 
-async fn describe(backend: &Backend, mapping: &MappingDef) -> Result<Table> {
-    let details = table_details(backend.session(), &mapping.schema, std::slice::from_ref(&mapping.table)).await?;
+async fn describe_in(session: &Session, mapping: &MappingDef) -> Result<Table> {
+    let details = table_details(session, &mapping.schema, std::slice::from_ref(&mapping.table)).await?;
     match details.first() {
         Some(detail) => Table::new(mapping, detail),
         None => Err(Error::new(

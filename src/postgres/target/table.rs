@@ -38,7 +38,7 @@ const OID_NUMERIC: u32 = 1700;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Column {
     /// The name, quoted.
-    quoted: String,
+    pub(super) quoted: String,
     /// The type to cast text to.
     cast: String,
     /// The type.
@@ -72,10 +72,10 @@ pub(super) enum Locator {
 pub(super) struct Table {
     /// `schema.table`, for messages.
     pub(super) label: String,
-    quoted: String,
-    keys: Vec<Column>,
+    pub(super) quoted: String,
+    pub(super) keys: Vec<Column>,
     /// Mapped fields whose columns are key columns.
-    key_fields: BTreeSet<FieldId>,
+    pub(super) key_fields: BTreeSet<FieldId>,
     /// The mapped fields.
     pub(super) fields: BTreeMap<FieldId, Field>,
     /// The field that holds the Salesforce id.
@@ -393,13 +393,17 @@ impl Column {
         }
     }
 
+    pub(super) fn is_whole_number(&self) -> bool {
+        matches!(self.type_oid, OID_INT2 | OID_INT4 | OID_INT8)
+    }
+
     fn is_text(&self) -> bool {
         matches!(self.type_oid, OID_TEXT | OID_VARCHAR)
     }
 
     /// The column of `table` as the text that the type's output function gives, which is what the stream carries. A cast
     /// to text gives another for some types (`t` and `true`, `10.0.0.1` and `10.0.0.1/32`).
-    fn text(&self, table: &str) -> String {
+    pub(super) fn text(&self, table: &str) -> String {
         let column = format!("{table}.{}", self.quoted);
         if self.is_text() {
             format!("{column}::pg_catalog.text")
@@ -409,7 +413,7 @@ impl Column {
     }
 
     /// The expression for a value of the column's type from text.
-    fn value(&self, text: &str) -> String {
+    pub(super) fn value(&self, text: &str) -> String {
         match self.type_oid {
             OID_TEXT => text.to_owned(),
             _ => format!("{text}::{}", self.cast),
