@@ -36,7 +36,6 @@ const CHUNK_ROWS: usize = 1_000;
 const CONNECTIONS: [usize; 4] = [1, 2, 4, 8];
 
 fn main() -> ExitCode {
-    tidelock::allocator::share_arenas();
     if support::is_test() {
         return ExitCode::SUCCESS;
     }
