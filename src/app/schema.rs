@@ -42,7 +42,7 @@ impl Evolution {
 /// Compares what is mapped with what both sides have. `previous` is the catalog in force.
 pub async fn compare(config: &Config, org: &Org, previous: Option<&Catalog>) -> Result<Evolution> {
     let described = catalog::describe(config, org).await?;
-    let session = Session::open(&endpoint(config)).await?;
+    let session = Session::brief(&endpoint(config)).await?;
     let names: Vec<String> = config.mappings.iter().map(|m| m.table.clone()).collect();
     let settings = &config.postgres;
     let sizes = table_sizes(&session, &settings.schema, &names, &settings.publication).await?;

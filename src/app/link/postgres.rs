@@ -115,7 +115,7 @@ impl Link {
         let mut republished = None;
         if lost.is_none() {
             republished = Some(self.publish(&session, read_before).await?);
-            self.make_slot().await?;
+            self.make_slot(&session).await?;
         }
         session.close().await?;
         Ok(Looked { identity, lost, republished })
@@ -135,14 +135,20 @@ impl Link {
         republished.settle(&self.ledger, &self.endpoint, &self.config.postgres.publication).await.map(Some)
     }
 
-    async fn make_slot(&self) -> Result<()> {
+    /// Makes sure that there is a sound slot. Nothing but making it may take long.
+    async fn make_slot(&self, session: &Session) -> Result<()> {
         let settings = &self.config.postgres;
-        let session = Session::answering_within(&self.endpoint, SLOT_PATIENCE).await?;
-        slot::ensure_slot(&session, &settings.slot).await?;
-        if settings.failover_slot {
-            slot::ensure_failover(&session, &self.endpoint, &settings.slot).await?;
+        if slot::read_slot(session, &settings.slot).await?.is_none() {
+            let patient = Session::answering_within(&self.endpoint, SLOT_PATIENCE).await?;
+            slot::ensure_slot(&patient, &settings.slot).await?;
+            patient.close().await?;
+        } else {
+            slot::ensure_slot(session, &settings.slot).await?;
         }
-        session.close().await
+        if settings.failover_slot {
+            slot::ensure_failover(session, &self.endpoint, &settings.slot).await?;
+        }
+        Ok(())
     }
 
     /// Goes on after the stream was lost. That every row is in doubt is durable first, then there is a slot again, then a new
@@ -171,8 +177,8 @@ impl Link {
         if lost.needs_new_slot() {
             slot::drop_slot(&session, &self.config.postgres.slot).await?;
         }
+        self.make_slot(&session).await?;
         session.close().await?;
-        self.make_slot().await?;
         let opened = self.ledger.run(move |core| replace_lost(core, Side::Postgres, &identity)).await?;
         Ok((opened, self.settle(Some(republished)).await?))
     }
