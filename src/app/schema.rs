@@ -1,6 +1,7 @@
 //! What the org's fields ask of the tables, and doing it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::change::Catalog;
 use crate::config::{Config, MappingConfig};
@@ -78,16 +79,20 @@ pub async fn compare(config: &Config, org: &Org, previous: Option<&Catalog>) -> 
 }
 
 /// Runs the statements of differences one by one, each in a transaction of its own, and tells of each how it went: one that the
-/// database refuses does not keep it from the others.
+/// database refuses, or that takes longer than the limit, does not keep it from the others.
 pub async fn alter<'a>(
     config: &Config,
     differences: impl IntoIterator<Item = &'a Difference>,
+    limit: Option<Duration>,
 ) -> Result<Vec<(&'a Difference, Option<Error>)>> {
-    let mut session = Session::open(&endpoint(config)).await?;
+    let mut session = match limit {
+        Some(limit) => Session::answering_within(&endpoint(config), limit * 2).await?,
+        None => Session::open(&endpoint(config)).await?,
+    };
     let mut done = Vec::new();
     for difference in differences {
         if let Some((sql, _)) = difference.statement() {
-            done.push((difference, alter::alter(&mut session, sql).await.err()));
+            done.push((difference, alter::alter(&mut session, sql, limit).await.err()));
         }
     }
     session.close().await?;

@@ -32,22 +32,23 @@ pub(super) async fn run(arguments: Arguments, path: &Path, output: Output) -> Re
     }
     let config = super::load(path)?;
     let altered = if arguments.apply { alter(&config, arguments.dry_run).await? } else { Altered::default() };
-    let done = install(&config, arguments.dry_run, arguments.apply).await?;
+    let done = match install(&config, arguments.dry_run, arguments.apply).await {
+        Ok(done) => done,
+        Err(error) => {
+            // What was done is told, whatever the rest comes to.
+            altered.tell(&arguments, output)?;
+            return Err(error);
+        }
+    };
     let verdict = if altered.failed.is_empty() { Verdict::Good } else { Verdict::Problems };
     if output.is_json() {
-        let failed: Vec<_> = altered.failed.iter().map(|(sql, error)| json!({ "sql": sql, "error": error })).collect();
         output::json(
-            &json!({ "applied": !arguments.dry_run, "altered": altered.done, "failed": failed, "steps": done.steps, "slot": done.slot,
+            &json!({ "applied": !arguments.dry_run, "altered": altered.done, "failed": altered.failures(), "steps": done.steps, "slot": done.slot,
                 "slot_was_missing": done.slot_was_missing, "slot_was_there": done.slot_was_there }),
         )?;
         return Ok(verdict);
     }
-    for step in altered.done.iter().chain(&done.steps) {
-        output::line(&format!("-- {}\n{};\n", step.reason, step.sql.trim_end().trim_end_matches(';')))?;
-    }
-    for (sql, error) in &altered.failed {
-        output::line(&format!("-- FAILED, and nothing of it took effect: {error}\n-- {sql};\n"))?;
-    }
+    show(altered.done.iter().chain(&done.steps), &altered.failed)?;
     let schema = &config.postgres.schema;
     if arguments.dry_run && done.slot_was_missing {
         output::line(&format!("-- and the replication slot {} is made\n", done.slot))?;
@@ -106,6 +107,33 @@ struct Altered {
     failed: Vec<(String, String)>,
 }
 
+impl Altered {
+    fn failures(&self) -> Vec<serde_json::Value> {
+        self.failed.iter().map(|(sql, error)| json!({ "sql": sql, "error": error })).collect()
+    }
+
+    fn tell(&self, arguments: &Arguments, output: Output) -> Result<()> {
+        if self.done.is_empty() && self.failed.is_empty() {
+            return Ok(());
+        }
+        if output.is_json() {
+            let told = json!({ "applied": !arguments.dry_run, "altered": self.done, "failed": self.failures() });
+            return output::json(&told);
+        }
+        show(self.done.iter(), &self.failed)
+    }
+}
+
+fn show<'a>(steps: impl Iterator<Item = &'a install::Step>, failed: &[(String, String)]) -> Result<()> {
+    for step in steps {
+        output::line(&format!("-- {}\n{};\n", step.reason, step.sql.trim_end().trim_end_matches(';')))?;
+    }
+    for (sql, error) in failed {
+        output::line(&format!("-- FAILED, and nothing of it took effect: {error}\n-- {sql};\n"))?;
+    }
+    Ok(())
+}
+
 /// Makes columns fit the org's fields, as far as that takes nothing away.
 async fn alter(config: &Config, dry_run: bool) -> Result<Altered> {
     let org = app::salesforce(config)?;
@@ -118,7 +146,7 @@ async fn alter(config: &Config, dry_run: bool) -> Result<Altered> {
         return Ok(Altered { done: evolution.differences.iter().filter_map(step).collect(), failed: Vec::new() });
     }
     let mut altered = Altered::default();
-    for (difference, error) in app::alter(config, &evolution.differences).await? {
+    for (difference, error) in app::alter(config, &evolution.differences, None).await? {
         match (error, step(difference)) {
             (Some(error), Some(step)) => altered.failed.push((step.sql, error.explain())),
             (None, Some(step)) => altered.done.push(step),

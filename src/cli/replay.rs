@@ -89,7 +89,9 @@ pub(super) async fn run(
 }
 
 fn interrupted() -> Verdict {
-    complain("stopped before everything was written; the same command again goes on");
+    complain(
+        "not everything was written (stopped, or rows are still being compared by the link); the same command again goes on",
+    );
     Verdict::Interrupted
 }
 

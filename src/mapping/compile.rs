@@ -356,7 +356,7 @@ fn is_same_form(known: &FieldKind, now: &FieldKind) -> bool {
         _ => None,
     };
     match (scale(known), scale(now)) {
-        (Some(known), Some(now)) => now <= known,
+        (Some(known), Some(now)) => now == known,
         _ if is_text(known) && is_text(now) => true,
         _ => std::mem::discriminant(known) == std::mem::discriminant(now),
     }

@@ -400,7 +400,10 @@ impl Comparing<'_> {
                 } else {
                     format!("varchar({needed})")
                 };
-                (held < needed).then_some(Wanted::Wider(Change::Length, sql_type, Effect::Metadata))
+                // Of padded text every value is cut anew.
+                let padded = column.type_name.starts_with("character(");
+                let effect = if padded { Effect::Rewrite } else { Effect::Metadata };
+                (held < needed).then_some(Wanted::Wider(Change::Length, sql_type, effect))
             }
             (FieldKind::Integer | FieldKind::Number { .. }, _) => self.wanted_number(room, described),
             _ => Some(Wanted::Other),

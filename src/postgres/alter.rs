@@ -54,15 +54,16 @@ pub async fn table_sizes(
     sizes.collect::<Result<_, tokio_postgres::Error>>().map_err(|error| database_error(doing, error))
 }
 
-/// Runs one statement in a transaction of its own, again and again while somebody's lock is in its way.
+/// Runs one statement in a transaction of its own, again and again while somebody's lock is in its way. With a limit it is given up
+/// if it takes longer than that.
 ///
 /// May be cancelled: then the statement took effect whole, or not at all.
-pub async fn alter(client: &mut Client, sql: &str) -> Result<()> {
+pub async fn alter(client: &mut Client, sql: &str, limit: Option<Duration>) -> Result<()> {
     let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let Err(error) = once(client, sql).await else { return Ok(()) };
+        let Err(error) = once(client, sql, limit).await else { return Ok(()) };
         let waits = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED];
         let in_the_way = error.code().is_some_and(|code| waits.contains(code));
         if !in_the_way || attempts == ATTEMPTS_MAX {
@@ -79,10 +80,17 @@ pub async fn alter(client: &mut Client, sql: &str) -> Result<()> {
     }
 }
 
-async fn once(client: &mut Client, sql: &str) -> Result<(), tokio_postgres::Error> {
+async fn once(client: &mut Client, sql: &str, limit: Option<Duration>) -> Result<(), tokio_postgres::Error> {
     let transaction = client.transaction().await?;
-    // Our own mark: nothing here is a user's edit.
-    let settings = format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; SET LOCAL tidelock.replay = 'on'");
+    // Our own mark: nothing here is a user's edit. Labels are quoted for standard strings.
+    let mut settings = format!(
+        "SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; SET LOCAL tidelock.replay = 'on'; \
+         SET LOCAL standard_conforming_strings = on"
+    );
+    if let Some(limit) = limit {
+        settings.push_str("; SET LOCAL statement_timeout = ");
+        settings.push_str(&limit.as_millis().to_string());
+    }
     transaction.batch_execute(&settings).await?;
     transaction.batch_execute(sql).await?;
     transaction.commit().await
@@ -106,7 +114,7 @@ mod tests {
         holder.batch_execute("BEGIN; SELECT * FROM t").await.unwrap();
         let mut session = server.session().await.unwrap();
         let mut altering = tokio::task::JoinSet::new();
-        altering.spawn(async move { alter(&mut session, "ALTER TABLE t ALTER COLUMN c TYPE varchar(9)").await });
+        altering.spawn(async move { alter(&mut session, "ALTER TABLE t ALTER COLUMN c TYPE varchar(9)", None).await });
         let tried = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 't'::regclass";
         while server.value(tried).await.unwrap().as_deref() == Some("0") {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -117,9 +125,13 @@ mod tests {
         altering.join_next().await.unwrap().unwrap().unwrap();
         server.execute("INSERT INTO t VALUES (3, 'abcdefghi')").await.unwrap();
         let mut session = server.session().await.unwrap();
-        let refused = alter(&mut session, "ALTER TABLE t ALTER COLUMN c TYPE int").await.unwrap_err();
+        let refused = alter(&mut session, "ALTER TABLE t ALTER COLUMN c TYPE int", None).await.unwrap_err();
         assert_eq!(refused.kind(), Kind::Configuration);
-        alter(&mut session, "ALTER TABLE t ADD COLUMN d int").await.unwrap();
+        alter(&mut session, "ALTER TABLE t ADD COLUMN d int", None).await.unwrap();
+        // What nobody has asked for may not hold others up.
+        let slow = "ALTER TABLE t ADD COLUMN e text DEFAULT pg_sleep(600)::text";
+        let given_up = alter(&mut session, slow, Some(Duration::from_millis(200))).await.unwrap_err();
+        assert!(given_up.explain().contains("statement timeout"), "{given_up}");
     }
 
     #[tokio::test]

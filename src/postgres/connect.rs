@@ -373,7 +373,14 @@ impl Session {
 
     fn driven((client, connection): (Client, SessionDriver)) -> Self {
         let mut driver = JoinSet::new();
-        driver.spawn(connection);
+        driver.spawn(async move {
+            let ended = connection.await;
+            if let Err(error) = &ended {
+                // Whoever uses the session learns only that it is closed.
+                tracing::debug!(error = %error.explain(), "a session with PostgreSQL has ended");
+            }
+            ended
+        });
         Self { client, driver }
     }
 

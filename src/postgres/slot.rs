@@ -83,8 +83,26 @@ type Table = (String, String);
 
 /// Makes the publication exist with exactly these tables (`(schema, table)`). A publication of all tables is left as it is.
 pub async fn ensure_publication(client: &Client, publication: &str, tables: &[Table]) -> Result<PublicationChange> {
+    let (change, statements) = plan_publication(client, publication, tables).await?;
+    for sql in statements {
+        run(client, &setting_up(publication), &sql).await?;
+    }
+    Ok(change)
+}
+
+fn setting_up(publication: &str) -> String {
+    format!("setting up the publication `{publication}`")
+}
+
+/// What [`ensure_publication`] would change, and the statements for it. They wait for whoever holds the tables locked.
+pub async fn plan_publication(
+    client: &Client,
+    publication: &str,
+    tables: &[Table],
+) -> Result<(PublicationChange, Vec<String>)> {
     let name = escape_identifier(publication);
-    let doing = format!("setting up the publication `{publication}`");
+    let doing = setting_up(publication);
+    let mut statements = Vec::new();
     let options = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true";
     let wanted: BTreeSet<&Table> = tables.iter().collect();
     let existing = client
@@ -98,26 +116,29 @@ pub async fn ensure_publication(client: &Client, publication: &str, tables: &[Ta
     let Some(existing) = existing else {
         let list = table_list(&wanted);
         let of = if list.is_empty() { String::new() } else { format!(" FOR TABLE {list}") };
-        run(client, &doing, &format!("CREATE PUBLICATION {name}{of} WITH ({options})")).await?;
-        return Ok(PublicationChange { created: true, added: names(&wanted), removed: Vec::new() });
+        statements.push(format!("CREATE PUBLICATION {name}{of} WITH ({options})"));
+        let change = PublicationChange { created: true, added: names(&wanted), removed: Vec::new() };
+        return Ok((change, statements));
     };
     if !existing.get::<_, bool>(1) {
-        run(client, &doing, &format!("ALTER PUBLICATION {name} SET ({options})")).await?;
+        statements.push(format!("ALTER PUBLICATION {name} SET ({options})"));
     }
     if existing.get::<_, bool>(0) {
-        return Ok(PublicationChange::default());
+        return Ok((PublicationChange::default(), statements));
     }
     let direct = published(client, &doing, DIRECT_TABLES, publication).await?;
     let effective = published(client, &doing, EFFECTIVE_TABLES, publication).await?;
-    let added: BTreeSet<&Table> = wanted.iter().copied().filter(|t| !effective.contains(*t)).collect();
+    // A partitioned table is a member by its own name, whatever the options have its partitions published as.
+    let is_there = |t: &&Table| effective.contains(*t) || direct.contains(*t);
+    let added: BTreeSet<&Table> = wanted.iter().copied().filter(|t| !is_there(t)).collect();
     let removed: BTreeSet<&Table> = direct.iter().filter(|t| !wanted.contains(t)).collect();
     if !added.is_empty() {
-        run(client, &doing, &format!("ALTER PUBLICATION {name} ADD TABLE {}", table_list(&added))).await?;
+        statements.push(format!("ALTER PUBLICATION {name} ADD TABLE {}", table_list(&added)));
     }
     if !removed.is_empty() {
-        run(client, &doing, &format!("ALTER PUBLICATION {name} DROP TABLE {}", table_list(&removed))).await?;
+        statements.push(format!("ALTER PUBLICATION {name} DROP TABLE {}", table_list(&removed)));
     }
-    Ok(PublicationChange { created: false, added: names(&added), removed: names(&removed) })
+    Ok((PublicationChange { created: false, added: names(&added), removed: names(&removed) }, statements))
 }
 
 /// Checks that the publication publishes every insert, update and delete of these tables (`(schema, table)`), since what it

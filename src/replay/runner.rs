@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::change::codec::{EntryKind, Outline};
 use crate::change::{Body, Lsn, Notice, Offset, Position, RecordId, Side, Str, WriteResult, codec};
 use crate::clock::{Micros, SharedClock};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Disposition, Error, Kind, Result};
 use crate::flow::{Confirmation, Mended, Resumed, Target, Write, Written};
 use crate::ledger::{Answer, Ledger};
 use crate::log::ReadLimit;
@@ -218,12 +218,13 @@ impl<T: Target + 'static> Runner<T> {
         loop {
             self.advance().await?;
             let tail = self.ledger.status().borrow().tail;
-            if self.scanned < tail && self.waiting.len() < PAGE {
+            if self.scanned < tail && self.waiting.len() < PAGE && !cancel.is_cancelled() {
                 continue;
             }
-            if self.is_done() {
+            if self.is_done() && self.scanned >= tail {
+                let complete = self.held_back.is_empty();
                 self.drain().await?;
-                return Ok(true);
+                return Ok(complete);
             }
             let wake = self.wake_at();
             tokio::select! {
@@ -539,10 +540,7 @@ impl<T: Target + 'static> Runner<T> {
         let Some(target) = self.idle.first_mut() else { return Ok(()) };
         let Resumed { committed, told_by } = match target.resume().await {
             Ok(resumed) => resumed,
-            Err(error) => {
-                self.fail(&error);
-                return Ok(());
-            }
+            Err(error) => return self.fail_or_end(error),
         };
         let side = self.side;
         let (open, applied) = self
@@ -553,8 +551,7 @@ impl<T: Target + 'static> Runner<T> {
             })
             .await?;
         if let Some(committed) = committed.filter(|committed| *committed < applied) {
-            self.fail(&went_back(committed, applied));
-            return Ok(());
+            return self.fail_or_end(went_back(committed, applied));
         }
         let (done, lost): (Vec<Write>, Vec<Write>) = open
             .into_iter()
@@ -735,6 +732,15 @@ impl<T: Target + 'static> Runner<T> {
         } else {
             tracing::warn!(%side, failures, wait_ms, error = %error.explain(), "a write failed and will be tried again");
         }
+    }
+
+    /// A range is sent for somebody who waits for it: what does not pass by itself ends that.
+    fn fail_or_end(&mut self, error: Error) -> Result<()> {
+        if self.until.is_some() && !matches!(error.disposition(), Disposition::RestartPart | Disposition::Retry) {
+            return Err(error);
+        }
+        self.fail(&error);
+        Ok(())
     }
 
     fn succeed(&mut self) {

@@ -126,7 +126,13 @@ impl Link {
         let publication = &self.config.postgres.publication;
         let tables = self.tables();
         let republished = Republished::look(session, publication, &tables, self.republished, read_before).await?;
-        slot::ensure_publication(session, publication, &tables).await?;
+        let (_, statements) = slot::plan_publication(session, publication, &tables).await?;
+        if !statements.is_empty() {
+            // It waits for whoever makes an index of a table that is to be added, say.
+            let patient = Session::open(&self.endpoint).await?;
+            slot::ensure_publication(&patient, publication, &tables).await?;
+            patient.close().await?;
+        }
         republished.now(session, publication, &tables).await
     }
 

@@ -30,6 +30,9 @@ use super::configure::passes;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long after a look that failed there is another.
 const AGAIN: Duration = Duration::from_secs(30);
+/// How long a statement may take that nobody has asked for. What should change the catalogs alone has taken the strongest lock, and
+/// may have an index to make anew all the same.
+const UNATTENDED_MAX: Duration = Duration::from_secs(5);
 /// In whose name refused writes are tried again.
 const BY: &str = "tidelock: there is room now";
 
@@ -191,7 +194,7 @@ impl Evolving {
     /// Does what can be done without anybody; tells what could not.
     async fn alter(&self, doing: &[Difference]) -> Result<Vec<(Difference, String)>> {
         let mut failed = Vec::new();
-        for (difference, error) in alter(&self.config, doing).await? {
+        for (difference, error) in alter(&self.config, doing, Some(UNATTENDED_MAX)).await? {
             let Difference { mapping, field, .. } = difference;
             let sql = difference.statement().map_or("", |(sql, _)| sql);
             match error {
@@ -229,8 +232,8 @@ fn fits(catalog: &Catalog, described: &Described, ticket: &Ticket, code: &str) -
     let table = described.tables.iter().find(|t| t.schema == mapping.schema && t.table == mapping.table);
     let mut values = ticket.values.iter().filter_map(|v| Some((mapping.field(v.field)?, &v.value)));
     match (ticket.side, code) {
-        // String data right truncation, numeric value out of range, invalid text representation.
-        (Side::Postgres, "22001" | "22003" | "22P02") => values.all(|(field, value)| {
+        // String data right truncation, numeric value out of range, invalid date and time formats, invalid text representation.
+        (Side::Postgres, "22001" | "22003" | "22007" | "22008" | "22P02") => values.all(|(field, value)| {
             let column = table.and_then(|table| table.column(&field.column));
             column.is_some_and(|column| has_room(&column.type_name, &column.labels, value))
         }),

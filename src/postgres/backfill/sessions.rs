@@ -13,6 +13,8 @@ use crate::postgres::endpoint::Endpoint;
 
 /// How long one statement may take.
 const STATEMENT_TIMEOUT: Duration = Duration::from_mins(10);
+/// How much longer a server that is there may take to say so.
+const ANSWER_SLACK: Duration = Duration::from_secs(30);
 
 /// A bounded number of sessions. They are lent for a chunk at a time, and whoever waits is served in turn: so a table has all of
 /// them while it is the only one, and a large one leaves small ones their share.
@@ -68,7 +70,7 @@ impl CopySessions {
     /// A session that walks along the key's index: whatever the planner believes of a range of keys, its rows are few. A watermark
     /// waits until it is on the server's own disk, which gives the transactions before it time to become visible.
     async fn open(&self) -> Result<Session> {
-        let session = Session::open(&self.endpoint).await?;
+        let session = Session::answering_within(&self.endpoint, STATEMENT_TIMEOUT + ANSWER_SLACK).await?;
         let settings = format!(
             "SET synchronous_commit = local; SET statement_timeout = {}; SET enable_seqscan = off; SET enable_bitmapscan = off; \
              SET enable_sort = off; SET enable_incremental_sort = off; SET max_parallel_workers_per_gather = 0; SET jit = off",

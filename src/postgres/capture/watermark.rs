@@ -31,7 +31,7 @@ pub(crate) const BACKFILL_PREFIX: &str = "tidelock.backfill";
 /// Windows that may be announced at once.
 pub(crate) const WINDOWS_MAX: usize = 16;
 /// Keys that a window collects before its chunk is better read again.
-const TOUCHED_MAX: usize = 1_000_000;
+const TOUCHED_MAX: usize = 65_536;
 /// Transactions that are remembered. Only one whose commit waits for a synchronous standby for longer than these take could
 /// be missed.
 const RECENT_MAX: usize = 65_536;
@@ -246,7 +246,9 @@ impl Windows {
     pub(super) fn touch(&mut self, mapping: MappingId, key: &Key) {
         for open in self.open.iter_mut().filter(|w| w.window.mapping == mapping) {
             open.spoiled |= open.touched.len() >= TOUCHED_MAX;
-            if !open.spoiled {
+            if open.spoiled {
+                open.touched = HashSet::new();
+            } else {
                 open.touched.insert(key.clone());
             }
         }

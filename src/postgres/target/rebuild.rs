@@ -252,11 +252,9 @@ impl Rebuild {
 
     /// One image in a transaction of its own. Where the server does not accept it, it waits, or is refused at last.
     async fn write_alone(&mut self, image: Image) -> Result<(), Fault> {
+        self.done.refused.remove(&image.record);
         match self.try_patiently(std::slice::from_ref(&image)).await {
-            Ok(()) => {
-                self.done.refused.remove(&image.record);
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(Fault::Row(Refusal { code, message })) => {
                 self.done.refused.insert(image.record, format!("{message} ({code})"));
                 self.waiting.push(image);

@@ -188,7 +188,11 @@ impl Store {
     /// Opens the batch's rows for reading.
     pub(super) async fn open_rows(&mut self, batch: &BatchBounds) -> Result<()> {
         let log = escape_literal(&format!("{}._trigger_log", self.quoted));
-        let size = format!("SELECT pg_catalog.pg_total_relation_size({log})");
+        let ours = escape_literal(&format!("{}._tidelock_log", self.quoted));
+        let size = format!(
+            "SELECT pg_catalog.pg_total_relation_size({log}) \
+             + coalesce(pg_catalog.pg_total_relation_size(pg_catalog.to_regclass({ours})), 0)"
+        );
         let messages = bounded(QUICK, self.session.simple_query(&size), "looking how large the trigger log is").await?;
         let bytes = rows(&messages).next().and_then(|row| row.get(0)?.parse().ok()).unwrap_or_default();
         self.thorough = thorough(bytes);
