@@ -250,7 +250,7 @@ async fn statuses_go_on_while_a_transaction_yields_nothing() {
     let (commit_lsn, end_lsn) = (1u64 << 30, (1u64 << 30) + 8);
     script.data(200, b"S\0\0\0\x07\x01").await;
     script.data(200, b"R\0\0\0\x07\0\0\0\x11public\0other\0d\0\x01\x01id\0\0\0\0\x17\xff\xff\xff\xff").await;
-    for _ in 0..50_000 {
+    for _ in 0..400_000 {
         script.data(200, b"I\0\0\0\x07\0\0\0\x11N\0\x01t\0\0\0\x011").await;
     }
     script.data(200, b"E").await;
