@@ -252,6 +252,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Send + Unpin, I: Intake> Stream<'a, S, I> {
     /// Does what is due already, while what was received keeps us from listening: rows that are of no mapped table take time too.
     async fn keep_up(&mut self) -> Result<()> {
         self.heard_at = Instant::now();
+        // The runtime looks at its clock between the turns of a task, and what is kept may be read in one.
+        tokio::task::yield_now().await;
         loop {
             tokio::select! {
                 biased;
